@@ -1,0 +1,1 @@
+"""Crash-safe video files and the journal that lets a render go on bit-exactly."""

@@ -1,0 +1,1 @@
+"""The rollout loop, and one short module a method."""

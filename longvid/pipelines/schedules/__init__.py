@@ -1,0 +1,1 @@
+"""Which frames are denoised together, at which noise level: pure arithmetic."""
