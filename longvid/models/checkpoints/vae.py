@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 from longvid.models.checkpoints.report import CheckpointError, compare_keys
@@ -139,7 +139,8 @@ def convert_vae_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"{name}.{kind}"] = tensor
         else:
             rest[key] = tensor
-    return renamed | convert_wan_vae_to_diffusers(rest)
+    rest = convert_wan_vae_to_diffusers(rest)  # type: ignore[no-untyped-call]
+    return renamed | rest
 
 
 def build_vae(
@@ -178,10 +179,11 @@ def build_vae(
         config |= {"latents_mean": list(latents_mean), "latents_std": list(latents_std)}
     converted = convert_vae_state_dict(state)
     with torch.device("meta"):
-        vae = AutoencoderKLWan.from_config(config)
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_config(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     report = compare_keys({name: tuple(tensor.shape) for name, tensor in converted.items()}, shapes)
     if not report.ok:
         raise CheckpointError(f"Wan VAE: {report}")
     vae.load_state_dict({name: tensor.to(dtype) for name, tensor in converted.items()}, strict=True, assign=True)
-    return vae.requires_grad_(False).eval()
+    vae.requires_grad_(False).eval()
+    return vae
