@@ -71,7 +71,7 @@ class ScheduleConfig:
     """What is denoised together: which latent frames, at which noise level, in each model call."""
 
     kind: str = "chunk"
-    """"chunk": one block at a time; "rolling": a window of blocks at rising noise; "fifo": a diagonal queue of frames."""
+    """"chunk": one block at a time; "rolling": blocks at rising noise; "fifo": a diagonal queue of frames."""
     frames_per_block: int = 3
     """Latent frames that share a noise level in one model call."""
     steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
