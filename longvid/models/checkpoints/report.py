@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from longvid.errors import ModelError
+
 __all__ = ["CheckpointError", "KeyReport", "compare_keys"]
 
 _SHOWN = 4
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ModelError):
     """A file that cannot be loaded as what it was asked to be; the message says why, and what to do."""
 
 
