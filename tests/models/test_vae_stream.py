@@ -63,7 +63,8 @@ def test_decode_is_bit_identical_for_any_split(vae, split):
     pieces = [decoder.decode(piece) for piece in latents.split(split, dim=2)]
     assert [piece.shape[2] for piece in pieces] == [4 * n - 3 * (i == 0) for i, n in enumerate(split)]
     video = torch.cat(pieces, dim=2)
-    assert video.dtype == torch.float32 and video.abs().max() <= 1
+    assert video.dtype == torch.float32
+    assert video.abs().max() <= 1
     assert torch.equal(video, whole(vae, latents))
     assert decoder.latent_frames == 9
 
@@ -262,7 +263,8 @@ def test_a_vae_with_its_own_streams_is_used_through_them():
     torch.manual_seed(0)
     vae = AutoencoderTinyVideo().eval()
     decoder, encoder = streaming_decoder(vae), streaming_encoder(vae)
-    assert isinstance(decoder, StreamingDecoder) and isinstance(encoder, StreamingEncoder)
+    assert isinstance(decoder, StreamingDecoder)
+    assert isinstance(encoder, StreamingEncoder)
     video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
     latents = torch.cat([encoder.encode(video[:, :, :1]), encoder.encode(video[:, :, 1:])], dim=2)
     assert torch.equal(latents, streaming_encoder(vae).encode(video))

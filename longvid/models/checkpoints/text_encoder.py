@@ -73,7 +73,7 @@ def infer_text_encoder_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "relative_attention_max_distance": 128,
         "feed_forward_proj": "gated-gelu",
         "layer_norm_epsilon": 1e-6,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,
         "is_encoder_decoder": False,
         "use_cache": False,
     }
@@ -93,8 +93,9 @@ def build_text_encoder(state: Mapping[str, Tensor], *, dtype: torch.dtype | None
     with init_empty_weights(include_buffers=False):
         model = UMT5EncoderModel(config)
     converted = convert_text_encoder_names(state)
-    # transformers names the embedding twice; the file has it once.
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # transformers names the embedding twice; the file has it once, and tie_weights() makes them one again.
+    tied = set(model._tied_weights_keys)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False) if name not in tied}
     report = compare_keys({name: tuple(tensor.shape) for name, tensor in converted.items()}, wanted)
     if not report.ok:
         raise CheckpointError(f"Wan's T5 encoder: {report}")
