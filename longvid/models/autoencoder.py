@@ -124,7 +124,7 @@ class DecodeStream:
         self._state = None
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, C, F, h, w] -> frames [B, 3, T, H, W] in [-1, 1]; 1 frame for the first latent, then 4."""
+        """Normalised latents [B, C, F, h, w] -> frames [B, 3, T, H, W] in [-1, 1]: 1 for the first latent, then 4."""
         z = self._vae.denormalize(latents)
         frames = []
         for f in range(z.shape[2]):

@@ -4,8 +4,7 @@ The stock module is the parameter container and the format on disk; its own forw
 timestep a frame. This one has both and is otherwise the same mathematics (a test holds the two together to 1e-5), so
 what it trains runs under diffusers as it is.
 
-Shapes: B batch, C channels, K frames in the sequence (clean copy and noisy copy one after the other, say), S tokens in a
-frame, L = K*S tokens, N heads, D head dim, E = N*D.
+Shapes: B batch, C channels, K frames in the sequence (a clean copy, then a noisy one, say), S tokens in a frame, L = K*S tokens, N heads, D head dim, E = N*D.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 def rotary_table(positions: Tensor, height: int, width: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin [K*height*width, head_dim], pairs repeated, for temporal positions [K] and a token grid."""
     angles = []
-    grid = torch.meshgrid(positions.double(), torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    grid = torch.meshgrid(
+        positions.double(), torch.arange(height).double(), torch.arange(width).double(), indexing="ij"
+    )
     for axis, dim in zip(grid, axis_dims(head_dim), strict=True):
         frequency = 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
         angles.append((axis.flatten()[:, None] * frequency).repeat_interleave(2, 1))
@@ -43,38 +44,44 @@ def _swap(head_dim: int, like: Tensor) -> Tensor:
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return nnf.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+    """RMS norm through one reduction; torch's own is six passes over x on a CPU."""
+    inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+    return x * inverse * weight.to(x.dtype)
 
 
 def _modulated(x: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without weights, then scale and shift [B, K, 1, E] over the tokens [B, K, S, E] of each frame."""
-    return nnf.layer_norm(x, (x.shape[-1],), None, None, eps) * (1 + scale) + shift
+    return torch.addcmul(shift, nnf.layer_norm(x, (x.shape[-1],), None, None, eps), 1 + scale)
 
 
-def _self_attention(attn, x: Tensor, table: tuple[Tensor, Tensor], swap: Tensor, bias: Tensor | None) -> Tensor:
-    heads = attn.heads
-    q = _rms(attn.to_q(x), attn.norm_q.weight, attn.norm_q.eps).unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = _rms(attn.to_k(x), attn.norm_k.weight, attn.norm_k.eps).unflatten(-1, (heads, -1)).transpose(1, 2)
-    v = attn.to_v(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-    cos, sin = table
-    q = q * cos + (q @ swap) * sin
-    k = k * cos + (k @ swap) * sin
-    # written out: the CPU's fused attention has a slow backward at these sizes
-    score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _attend(attn, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention written out: the CPU's fused attention has a slow backward at these sizes."""
+    score = q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2)
     if bias is not None:
         score = score + bias
     out = torch.softmax(score, -1, dtype=score.dtype) @ v
     return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
+def _self_attention(attn, x: Tensor, table: tuple[Tensor, Tensor], swap: Tensor, bias: Tensor | None) -> Tensor:
+    heads = attn.heads
+    q = _heads(_rms(attn.to_q(x), attn.norm_q.weight, attn.norm_q.eps), heads)
+    k = _heads(_rms(attn.to_k(x), attn.norm_k.weight, attn.norm_k.eps), heads)
+    cos, sin = table
+    q = torch.addcmul(q * cos, q @ swap, sin)
+    k = torch.addcmul(k * cos, k @ swap, sin)
+    return _attend(attn, q, k, _heads(attn.to_v(x), heads), bias)
+
+
 def _text_attention(attn, x: Tensor, text: Tensor) -> Tensor:
     heads = attn.heads
-    q = _rms(attn.to_q(x), attn.norm_q.weight, attn.norm_q.eps).unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = _rms(attn.to_k(text), attn.norm_k.weight, attn.norm_k.eps).unflatten(-1, (heads, -1)).transpose(1, 2)
-    v = attn.to_v(text).unflatten(-1, (heads, -1)).transpose(1, 2)
-    score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    out = torch.softmax(score, -1, dtype=score.dtype) @ v
-    return attn.to_out[0](out.transpose(1, 2).flatten(2))
+    q = _heads(_rms(attn.to_q(x), attn.norm_q.weight, attn.norm_q.eps), heads)
+    k = _heads(_rms(attn.to_k(text), attn.norm_k.weight, attn.norm_k.eps), heads)
+    return _attend(attn, q, k, _heads(attn.to_v(text), heads), None)
 
 
 def sequence_forward(
@@ -114,19 +121,23 @@ def sequence_forward(
     text = embed.text_embedder(text.to(dtype))
 
     patches = latents.transpose(1, 2).reshape(batch * frames, -1, height, width)
-    x = nnf.conv2d(patches.to(dtype), model.patch_embedding.weight[:, :, 0].to(dtype), model.patch_embedding.bias.to(dtype),
-                   stride=config.patch_size[1:])
+    x = nnf.conv2d(
+        patches.to(dtype),
+        model.patch_embedding.weight[:, :, 0].to(dtype),
+        model.patch_embedding.bias.to(dtype),
+        stride=config.patch_size[1:],
+    )
     x = x.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # [B, K, S, E]
     for block in model.blocks:
         mod = (block.scale_shift_table.to(dtype) + six).unsqueeze(3)  # [B, K, 6, 1, E]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mod.unbind(2)
         h = _modulated(x, config.eps, scale_a, shift_a).flatten(1, 2)
-        x = x + gate_a * _self_attention(block.attn1, h, table, swap, bias).unflatten(1, (frames, tokens))
+        x = torch.addcmul(x, gate_a, _self_attention(block.attn1, h, table, swap, bias).unflatten(1, (frames, tokens)))
         h = x
         if config.cross_attn_norm:
             h = nnf.layer_norm(x, (x.shape[-1],), block.norm2.weight.to(dtype), block.norm2.bias.to(dtype), config.eps)
         x = x + _text_attention(block.attn2, h.flatten(1, 2), text).unflatten(1, (frames, tokens))
-        x = x + gate_f * block.ffn(_modulated(x, config.eps, scale_f, shift_f))
+        x = torch.addcmul(x, gate_f, block.ffn(_modulated(x, config.eps, scale_f, shift_f)))
     shift, scale = (model.scale_shift_table.to(dtype) + temb.unsqueeze(2)).unsqueeze(3).unbind(2)
     out = model.proj_out(_modulated(x, config.eps, scale, shift))
     p = config.patch_size[1:]

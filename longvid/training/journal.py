@@ -31,9 +31,7 @@ def save_checkpoint(
     os.replace(partial, path)
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
-) -> int:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]) -> int:
     """Load what :func:`save_checkpoint` wrote, in place; returns the step to go on from (0 without a file)."""
     if not path.exists():
         return 0

@@ -234,7 +234,10 @@ def _background(scene: Scene, ident: Identity, t: np.ndarray, size: int) -> np.n
         image = _mix(image, _cover(crescent, 0.015) * np.ones_like(tt), (0.98, 0.96, 0.80))
     elif kind == "sunset":
         horizon = 0.60 + 0.12 * u[0]
-        image = _vertical(y, [(0, (0.32, 0.14, 0.42)), (horizon * 0.6, (0.85, 0.35, 0.35)), (horizon, (1.0, 0.72, 0.35))]) * ones
+        image = (
+            _vertical(y, [(0, (0.32, 0.14, 0.42)), (horizon * 0.6, (0.85, 0.35, 0.35)), (horizon, (1.0, 0.72, 0.35))])
+            * ones
+        )
         sx = 0.18 + 0.64 * u[1]
         image = _disc(image, x, y, sx, horizon - 0.06 - 0.08 * u[2], 0.10, (1.0, 0.90, 0.45), glow=0.06)
         ripple = np.sin(2 * np.pi * (9 * (y - horizon) - 0.45 * tt))
@@ -269,7 +272,9 @@ def _background(scene: Scene, ident: Identity, t: np.ndarray, size: int) -> np.n
             image = _disc(image, x, y, cx, cy, radius, rgb)
         ground = _ridge(x, 0 * t + u[2], 0.84, 0.030, u[0], u[1])
         dark = (0.10, 0.16, 0.14)
-        lit = np.array(dark, np.float32) + light[:, 0, 0, :] * (np.array((0.36, 0.58, 0.34), np.float32) - np.array(dark, np.float32))
+        lit = np.array(dark, np.float32) + light[:, 0, 0, :] * (
+            np.array((0.36, 0.58, 0.34), np.float32) - np.array(dark, np.float32)
+        )
         image = image + _cover(ground - y, 0.015)[..., None] * (lit[:, None, None, :] - image)
     return np.broadcast_to(image, (len(t), size, size, 3))
 
