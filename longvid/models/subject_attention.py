@@ -8,22 +8,21 @@ A transformer with joint space-time attention already mixes the window's frames,
 (``boost``) only adds log 2 to the logits of the subject's keys. What joint attention lacks is what lies outside the
 window; ``bridge`` appends the subject's keys and values of the frames before the window, as the pass before left them.
 
-The mask comes from the text: how much of each token's cross-attention goes to the words that name the subject.
-
-Shape letters: B batch, F latent frames, S tokens in a frame, L = F * S tokens, M appended tokens, P text tokens,
-N heads, D head dim.
+Shape letters: B batch, F latent frames, S tokens in a frame, L = F * S tokens, M appended tokens, N heads, D head dim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
-from torch.nn import functional
+
+from longvid.models.attention import Attend, AttentionCall, SelfAttentionProcessor
 
 
 class SubjectTokens(NamedTuple):
@@ -41,6 +40,14 @@ class SubjectTokens(NamedTuple):
     def expand(self, batch: int) -> SubjectTokens:
         """The same tokens for every one of ``batch`` rows."""
         return SubjectTokens(*(x.expand(batch, *x.shape[1:]) for x in self))
+
+    def repeat(self, times: int) -> SubjectTokens:
+        """``[B, ...]`` to ``[times * B, ...]``, sample by sample within each of ``times``."""
+        return SubjectTokens(*(x.repeat(times, *[1] * (x.ndim - 1)) for x in self))
+
+    def join(self, other: SubjectTokens) -> SubjectTokens:
+        """Both sets of tokens."""
+        return SubjectTokens(*(torch.cat([a, b.to(a.dtype)], dim=1) for a, b in zip(self, other, strict=True)))
 
 
 def top_rows(mask: Tensor, scores: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
@@ -93,72 +100,62 @@ def attend_with_subject(
     return dispatch_attention_fn(query, key, value, attn_mask=attn_mask, backend=backend)
 
 
-# -- masks -------------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class SubjectCall(AttentionCall):
+    """A model call whose conditional rows see the subject's tokens once more.
 
-
-def subject_probability(
-    query: Tensor, text_key: Tensor, positions: Sequence[Sequence[int]], chunk: int = 4096
-) -> Tensor:
-    """Share of each token's cross-attention that goes to the subject's words, mean over heads, float32 ``[B, L]``.
-
-    Wan's cross-attention has no text mask: padding takes part in the softmax, so the true normaliser over all ``P``
-    text tokens is computed, and only the subject's columns are kept: ``p = exp(q k_w / sqrt(D) - LSE(q))``.
-
-    Args:
-        query: normed queries ``[B, L, N, D]``.
-        text_key: normed text keys ``[B, P, N, D]``.
-        positions: for each batch row, positions of the subject's words among the text tokens.
-        chunk: queries at a time; bounds memory at ``chunk * P * N``.
+    Attributes:
+        conditional: how many of the last rows are conditional; rows before them are the negative prompt's.
+        boost_mask: bool ``[conditional, L]``: append the window's own tokens under it (``boost``).
+        boost_scores: ``[conditional, L]``, which of them stay when there are more than ``limit``.
+        appended: layer to tokens from outside the window (``bridge``), ``[conditional, M, N, D]``.
+        limit: tokens appended to a layer at most.
     """
-    scale = query.shape[-1] ** -0.5
-    columns = torch.zeros(text_key.shape[:2], device=query.device)
-    for row, row_positions in enumerate(positions):
-        columns[row, list(row_positions)] = 1.0
-    parts = []
-    for block in torch.split(query, chunk, dim=1):
-        weights = (torch.einsum("blnd,bpnd->bnlp", block.float(), text_key.float()) * scale).softmax(dim=-1)
-        parts.append(torch.einsum("bnlp,bp->bl", weights, columns) / query.shape[2])
-    return torch.cat(parts, dim=1)
+
+    conditional: int = 0
+    boost_mask: Tensor | None = None
+    boost_scores: Tensor | None = None
+    appended: Mapping[int, SubjectTokens] = field(default_factory=dict)
+    limit: int = 1024
+
+    def attend_in(self, layer: int, backend: Any) -> Attend:
+        """Attention of one layer, for ``AttentionCall.attend``."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *, call: Any) -> Tensor:
+            first = query.shape[0] - self.conditional
+            q, k, v = query[first:], key[first:], value[first:]
+            subject = self.appended.get(layer)
+            if self.boost_mask is not None:
+                own = gather_subject(k, v, self.boost_mask, scores=self.boost_scores, limit=self.limit)
+                subject = own if subject is None else subject.join(own)
+            out = attend_with_subject(q, k, v, subject, backend=backend)
+            if first == 0:
+                return out
+            plain = attend_with_subject(query[:first], key[:first], value[:first], None, backend=backend)
+            return torch.cat([plain, out])
+
+        return attend
 
 
-def otsu_threshold(values: Tensor, bins: int = 64) -> Tensor:
-    """Otsu's threshold of values in [0, 1], one for each row of ``[..., S]``: the cut between the two classes whose
-    means lie furthest apart, weighted by their sizes. Rows without two classes get 0.5."""
-    rows = values.reshape(-1, values.shape[-1])
-    index = (rows * bins).long().clamp(0, bins - 1)
-    counts = torch.zeros(rows.shape[0], bins, device=rows.device).scatter_add_(1, index, torch.ones_like(rows))
-    centres = (torch.arange(bins, device=rows.device) + 0.5) / bins
-    below, mass = counts.cumsum(1), (counts * centres).cumsum(1)
-    above = below[:, -1:] - below
-    mean_below = mass / below.clamp_min(1)
-    mean_above = (mass[:, -1:] - mass) / above.clamp_min(1)
-    spread = below * above * (mean_below - mean_above) ** 2
-    best = spread.max(dim=1)
-    # Between two far classes every cut is equally good; take the middle of the plateau.
-    plateau = spread >= best.values[:, None] * (1 - 1e-6)
-    cut = (plateau * (torch.arange(bins, device=rows.device) + 1.0)).sum(1) / plateau.sum(1) / bins
-    return torch.where(best.values > 0, cut, torch.full_like(cut, 0.5)).reshape(values.shape[:-1])
+class SubjectAttentionProcessor(SelfAttentionProcessor):
+    """Self-attention that obeys a ``SubjectCall``; any other call it leaves as it is."""
 
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
 
-def binary_mask(probability: Tensor, *, min_area: float = 0.02, max_area: float = 0.60) -> Tensor:
-    """Where the subject is: per-frame min-max, Otsu, and nothing at all when the area is not a subject's.
-
-    Args:
-        probability: ``[..., F, S]``.
-
-    Returns:
-        bool ``[..., F, S]``; a frame whose masked share is outside ``[min_area, max_area]`` is empty. A frame of
-        few tokens may always hold one of them.
-    """
-    low, high = probability.amin(-1, keepdim=True), probability.amax(-1, keepdim=True)
-    scaled = (probability - low) / (high - low).clamp_min(1e-12)
-    mask = scaled > otsu_threshold(scaled)[..., None]
-    area = mask.float().mean(-1, keepdim=True)
-    smallest = min(min_area, 1.0 / probability.shape[-1])
-    return mask & (area >= smallest) & (area <= max_area)
-
-
-def dilated_mask(mask: Tensor, token_hw: tuple[int, int]) -> Tensor:
-    """A mask ``[F, h, w]`` on another grid: bilinear, then everything above zero, so it grows by the interpolation."""
-    resized = functional.interpolate(mask[None].to(torch.float64), size=token_hw, mode="bilinear", align_corners=False)
-    return resized[0] != 0
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        if isinstance(rotary_emb, SubjectCall):
+            call = rotary_emb
+            attend = call.attend_in(self.layer, self._attention_backend)
+            rotary_emb = AttentionCall(
+                call.batch, call.cos, call.sin, attend=attend, tokens_per_frame=call.tokens_per_frame
+            )
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)

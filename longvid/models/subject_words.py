@@ -110,7 +110,7 @@ def token_positions(prompt: str, words: tuple[str, ...], *, tokenizer: Any, text
 def _slot_positions(prompt: str, words: tuple[str, ...], text_encoder: Any) -> tuple[int, ...]:
     slots = list(text_encoder.config.concepts)
     read = text_encoder.report(prompt).concepts
-    found = set()
+    found: set[int] = set()
     for word in words:
         concepts = text_encoder.report(word).concepts
         found.update(slots.index(slot) for slot, concept in concepts.items() if read.get(slot) == concept)

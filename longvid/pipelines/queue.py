@@ -46,6 +46,7 @@ class QueueSolver(Protocol):
         noise: Tensor | None = None,
         score: Tensor | None = None,
         guidance: float = 0.0,
+        exact: bool = False,
     ) -> Tensor: ...
 
 
@@ -133,6 +134,7 @@ class LatentQueue:
         noise: Tensor | None = None,
         scores: Mapping[Window, Tensor] | None = None,
         guidance: float = 0.0,
+        exact: bool = False,
     ) -> None:
         """Take every kept frame one level down.
 
@@ -140,7 +142,7 @@ class LatentQueue:
             predictions: for each of ``windows()``, the model's output ``[B, C, f, h, w]``.
             noise: ``[B, C, Q, h, w]`` for stochastic steps.
             scores: gradient of the guidance loss for some of the windows, shaped as predictions.
-            guidance: scale of the scores.
+            guidance, exact: scale and form of the guidance.
 
         Raises:
             RuntimeError: called twice without ``shift`` between, or a window is missing.
@@ -168,6 +170,7 @@ class LatentQueue:
             noise=None if noise is None else noise[:, :, span].to(self.latents_BCQhw),
             score=score,
             guidance=guidance,
+            exact=exact,
         )
         if self.velocity_BCQhw is not None:
             self.velocity_BCQhw[:, :, span] = velocity

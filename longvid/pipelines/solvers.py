@@ -22,6 +22,8 @@ from longvid.errors import InputError
 from longvid.pipelines.schedules.fifo import FifoSchedule
 
 SOLVERS = ("ab2", "euler")
+# Guidance in its exact form divides by the share of clean signal, which is none at level T.
+LEAST_CLEAN = 1e-3
 
 
 def x0_from_velocity(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def guided_step(
     ``x' = x + (s' - s) (v + g s / (1 - s) score)``, with ``1 - s`` held at 1e-3 or more.
     """
     if exact:
-        return euler_step(x, v + scale * sigma / (1.0 - sigma).clamp_min(1e-3) * score, sigma, sigma_next)
+        return euler_step(x, v + scale * sigma / (1.0 - sigma).clamp_min(LEAST_CLEAN) * score, sigma, sigma_next)
     return euler_step(x, v, sigma, sigma_next) - scale * sigma_next * sigma * score
 
 
@@ -143,6 +145,7 @@ class FlowSolver:
         noise: Tensor | None = None,
         score: Tensor | None = None,
         guidance: float = 0.0,
+        exact: bool = False,
     ) -> Tensor:
         """Take every frame one level down.
 
@@ -151,7 +154,7 @@ class FlowSolver:
             levels: integer level of each frame before the step ``[F]``, 1 or more.
             v_before, has_before: each frame's velocity of the pass before and whether there was one (AB2).
             noise: standard normal noise like ``x``; needed when ``eta > 0``.
-            score: ``dL/dx`` of the guidance loss, added in Ouroboros' form with scale ``guidance``.
+            score, guidance, exact: ``dL/dx`` of a loss, its scale and form; see ``guided_step``.
         """
         sigma = self.sigma_at(levels, x.dtype, x.device)
         sigma_next = self.sigma_at(levels - 1, x.dtype, x.device)
@@ -162,13 +165,15 @@ class FlowSolver:
             before = torch.where(before > sigma, before, sigma + 1.0)
             extrapolated = adams_bashforth_velocity(v, v_before, sigma, sigma_next, before)
             v = torch.where(frame_axis(has_before.to(x.device)), extrapolated, v)
+        if score is not None and exact:
+            v = v + guidance * sigma / (1.0 - sigma).clamp_min(LEAST_CLEAN) * score
         if self.eta:
             if noise is None:
                 raise InputError(f"noise=None: eta={self.eta} needs fresh noise at every step")
             stepped = stochastic_step(x, v, sigma, sigma_next, noise, self.eta)
         else:
             stepped = euler_step(x, v, sigma, sigma_next)
-        if score is not None and guidance:
+        if score is not None and not exact:
             stepped = stepped - guidance * sigma_next * sigma * score
         return stepped
 
@@ -262,8 +267,15 @@ class DDIMSolver:
         noise: Tensor | None = None,
         score: Tensor | None = None,
         guidance: float = 0.0,
+        exact: bool = False,
     ) -> Tensor:
-        """As ``FlowSolver.step``, with predicted noise in place of velocity (``v_before`` is not used)."""
+        """As ``FlowSolver.step``, with predicted noise in place of velocity; ``v_before`` is not used.
+
+        Raises:
+            InputError: ``exact`` guidance, which is written for flow, or ``eta`` without noise.
+        """
+        if exact and score is not None:
+            raise InputError("exact=True: the exact form is for flow matching; DDIM has the published one")
         if self.eta and noise is None:
             raise InputError(f"noise=None: eta={self.eta} needs fresh noise at every step")
         index = levels.cpu() - 1

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from longvid.models.subject_attention import attend_with_subject, dilated_mask, gather_subject
+from longvid.models.subject_attention import attend_with_subject, gather_subject
+from longvid.models.subject_mask import dilated_mask
 from longvid.pipelines import tail as tails
 from longvid.pipelines.queue import LatentQueue
 from longvid.pipelines.schedules.fifo import FifoSchedule, Window

@@ -1,0 +1,344 @@
+"""A FIFO roll on a transformer: passes over a latent queue, with Ouroboros-Diffusion's three additions.
+
+    start()      denoise the first clip and fill the queue from it
+    advance()    one pass; returns the latent frame that left, or None while the queue warms up
+
+The windows of a pass read the state before it and are independent, so they travel as one batch (``window_batch``
+bounds it; a device that runs out of memory halves it). Prompts belong to frames: a window whose kept frames have two
+prompts is evaluated under both, and each frame takes its own.
+
+Shape letters: B samples, C channels, F frames of a window, h w latent height and width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longvid.errors import InputError
+from longvid.models.denoiser import TextContext
+from longvid.models.window_denoiser import WindowDenoiser, gather_text, split_branches
+from longvid.pipelines.guidance import SelfRecurrentGuidance
+from longvid.pipelines.queue import LatentQueue, run_first_clip
+from longvid.pipelines.schedules.fifo import FifoSchedule, Window
+from longvid.pipelines.solvers import FlowSolver, classifier_free_guidance
+from longvid.pipelines.subject import SubjectAttention
+from longvid.pipelines.subject_follower import SubjectFollower
+from longvid.pipelines.tail import CoherentTail
+
+logger = logging.getLogger(__name__)
+
+# What a frame's noise is for: the second index of ``noise(frame, purpose)``.
+ENTER, RENOISE, FILL, STEP = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class RollPrompt:
+    """A prompt, encoded.
+
+    Attributes:
+        text: for ``B`` samples, with the negative prompt's branch when there is guidance.
+        positions: of each sample's subject words among its text tokens; empty when no subject is followed.
+        subject: the words; prompts with the same words have the same subject.
+    """
+
+    text: TextContext
+    positions: tuple[tuple[int, ...], ...] = ()
+    subject: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additions:
+    """Ouroboros-Diffusion's three parts, each by itself."""
+
+    tail: CoherentTail | None = None
+    subject: SubjectAttention = field(default_factory=SubjectAttention)
+    guidance: SelfRecurrentGuidance = field(default_factory=SelfRecurrentGuidance)
+
+    @property
+    def follows_subject(self) -> bool:
+        """Whether the subject has to be found at all."""
+        return self.subject.mode != "off" or self.guidance.strength > 0
+
+
+class DiagonalRoll:
+    """State and passes of one video.
+
+    Args:
+        denoiser: of the transformer.
+        schedule, solver: index rules and step.
+        shape: ``(B, C, h, w)`` of a latent frame.
+        noise: (frame, purpose) to standard normal float32 ``[B, C, h, w]``; must depend on nothing else. ``frame`` is
+            0 or more, ``purpose`` one of ``ENTER``, ``RENOISE``, ``FILL``, ``STEP + level``.
+        guidance_scale: of classifier-free guidance; used when the prompts carry a negative branch.
+        additions: Ouroboros-Diffusion's parts; none is plain FIFO.
+        window_batch: rows (windows x prompts) of a model call at most; 0 is all.
+        first_frame: number of the frame that leaves first (a new scene goes on counting).
+
+    Raises:
+        InputError: layers that the model does not have; a bank longer than a window.
+    """
+
+    def __init__(
+        self,
+        denoiser: WindowDenoiser,
+        schedule: FifoSchedule,
+        solver: FlowSolver,
+        shape: tuple[int, int, int, int],
+        *,
+        noise: Callable[[int, int], Tensor],
+        guidance_scale: float = 1.0,
+        additions: Additions | None = None,
+        window_batch: int = 0,
+        first_frame: int = 0,
+    ) -> None:
+        self.denoiser, self.schedule, self.solver, self.shape = denoiser, schedule, solver, shape
+        additions = additions or Additions()
+        self.guidance_scale, self.additions, self.first_frame = guidance_scale, additions, first_frame
+        self.window_batch = window_batch
+        self._noise = noise
+        self.queue = LatentQueue(schedule, solver, shape, device=denoiser.device)
+        self.prompts: list[RollPrompt] = []
+        self.slot_prompts = [0] * schedule.slots
+        self.calls = 0
+        self.follower: SubjectFollower | None = None
+        if additions.follows_subject:
+            self.follower = SubjectFollower(denoiser, schedule, additions.subject, additions.guidance, shape)
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def add_prompt(self, prompt: RollPrompt) -> int:
+        """Register a prompt; returns its id."""
+        self.prompts.append(prompt)
+        return len(self.prompts) - 1
+
+    def retarget(self, prompt: int) -> None:
+        """From now on, all frames in the queue are denoised under this prompt: the published switch, gradual because
+        each frame has fewer steps left the nearer it is to the exit."""
+        context = self.schedule.context_slots
+        self.slot_prompts[context:] = [prompt] * self.schedule.levels
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, prompt_of: Callable[[int], int], on_step: Callable[[int, int], None] | None = None) -> None:
+        """Denoise the first clip and fill the queue.
+
+        Args:
+            prompt_of: number of a video frame to its prompt's id.
+            on_step: called as (step, steps) after each step of the clip.
+        """
+        schedule, first = self.schedule, self.first_frame
+        numbers = [max(first, first + schedule.entry(0, slot)) for slot in range(schedule.slots)]
+        self.slot_prompts = [prompt_of(number) for number in numbers]
+        f = schedule.window_frames
+        clip_prompts = self.slot_prompts[-f:]
+        noise = torch.stack([self._noise(first + m, ENTER) for m in range(f)], dim=2)
+        steps = 0
+
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+            nonlocal steps
+            whole = Window(0, 0, f, f)
+            rows = [(whole, prompt) for prompt in dict.fromkeys(clip_prompts)]
+            out = self._evaluate(rows, lambda _: (x, timesteps), tracked=False)
+            steps += 1
+            if on_step is not None:
+                on_step(steps, schedule.levels)
+            return self._merge(out[whole], clip_prompts)
+
+        draw = None
+        if self.solver.eta:
+            draw = lambda level: torch.stack([self._noise(first + m, STEP + level) for m in range(f)], dim=2)  # noqa: E731
+        clip = run_first_clip(self.queue, noise, predict, draw)
+        if schedule.init != "trajectory":
+            fill = torch.stack([self._noise(first + slot, FILL) for slot in range(schedule.levels)], dim=2)
+            self.queue.fill(clip, fill)
+
+    # -- one pass ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def advance(self, prompt_of: Callable[[int], int]) -> Tensor | None:
+        """One pass.
+
+        Args:
+            prompt_of: number of a video frame to its prompt's id, asked for the frame that enters.
+
+        Returns:
+            The latent frame that left, float32 ``[B, C, 1, h, w]``; None while the queue warms up.
+        """
+        queue, index = self.queue, self.queue.pass_index
+        windows = queue.windows()
+        follower = self.follower
+        guided: tuple[Window, ...] = ()
+        if follower is not None:
+            follower.begin_pass(index, windows[0], self.prompts[self.slot_prompts[windows[0].keep]].subject)
+            guided = tuple(w for w in windows if follower.guides(index, w, self._subjects_in(w)))
+        rows = [(w, p) for w in windows if w not in guided for p in self._prompts_in(w)]
+        if follower is None:
+            outputs = self._evaluate(rows, queue.read)
+        else:
+            with follower.watch_cleanest(self.prompts[0].text.branches):
+                outputs = self._evaluate(rows, queue.read)
+        predictions = {w: self._merge(outputs[w], self.slot_prompts[w.start : w.end]) for w in outputs}
+        scores = {}
+        for window in guided:
+            predictions[window], scores[window] = self._guided(window)
+        if follower is not None:
+            follower.end_pass(index, self._subjects_in(windows[0]))
+        queue.denoise(
+            predictions,
+            noise=self._step_noise(index) if self.solver.eta else None,
+            scores=scores,
+            guidance=self.additions.guidance.strength,
+            exact=self.additions.guidance.form == "exact",
+        )
+        return self._shift(prompt_of, index)
+
+    def _shift(self, prompt_of: Callable[[int], int], index: int) -> Tensor | None:
+        schedule = self.schedule
+        entering = self.first_frame + schedule.entry(index + 1, schedule.slots - 1)
+        fresh = self._noise(entering, ENTER).to(self.queue.latents_BCQhw)
+        prompt = prompt_of(entering)
+        tail = self.additions.tail
+        # A frame of another prompt does not take over the layout of the frame before it.
+        if tail is not None and tail.gain and prompt == self.slot_prompts[-1]:
+            renoise = self._noise(entering, RENOISE).to(self.queue.latents_BCQhw)
+            fresh = tail.sample(self.queue.tail, renoise, fresh)
+        leaving = self.queue.shift(fresh)
+        self.slot_prompts = [*self.slot_prompts[1:], prompt]
+        if self.follower is not None:
+            self.follower.shift()
+        return leaving if schedule.exit_frame(index) is not None else None
+
+    def _step_noise(self, index: int) -> Tensor:
+        noise = torch.zeros_like(self.queue.latents_BCQhw)
+        context, warmup = self.schedule.context_slots, self.schedule.warmup_passes
+        for slot in range(max(context, self.schedule.first_slot(index)), self.schedule.slots):
+            # Frozen copies in front of the first clip are counted below 0; noise frames are not.
+            frame = self.first_frame + warmup + self.schedule.entry(index, slot)
+            noise[:, :, slot] = self._noise(frame, STEP + self.schedule.slot_levels[slot]).to(noise)
+        return noise
+
+    # -- model calls ---------------------------------------------------------------------------------------------
+
+    def _prompts_in(self, window: Window) -> list[int]:
+        return list(dict.fromkeys(self.slot_prompts[window.keep : window.end_keep]))
+
+    def _subjects_in(self, window: Window) -> list[tuple[str, ...]]:
+        """Subject of each prompt among the window's kept frames: two entries while a prompt changes."""
+        return [self.prompts[prompt].subject for prompt in self._prompts_in(window)]
+
+    def _evaluate(
+        self,
+        rows: Sequence[tuple[Window, int]],
+        read: Callable[[Window], tuple[Tensor, Tensor]],
+        *,
+        tracked: bool = True,
+    ) -> dict[Window, dict[int, Tensor]]:
+        """Velocity of each (window, prompt), in as few model calls as fit."""
+        found: dict[Window, dict[int, Tensor]] = {}
+        at = 0
+        while at < len(rows):
+            count = self.window_batch or len(rows)
+            chunk = rows[at : at + count]
+            try:
+                velocity = self._call(chunk, read, tracked=tracked)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.window_batch = len(chunk) // 2
+                logger.warning("out of memory with %d windows a call; going on with %d", len(chunk), self.window_batch)
+                continue
+            for (window, prompt), value in zip(chunk, torch.split(velocity, self.shape[0]), strict=True):
+                found.setdefault(window, {})[prompt] = value
+            at += len(chunk)
+        return found
+
+    def _call(
+        self, rows: Sequence[tuple[Window, int]], read: Callable[[Window], tuple[Tensor, Tensor]], *, tracked: bool
+    ) -> Tensor:
+        batch, device = self.shape[0], self.denoiser.device
+        states = [read(window) for window, _ in rows]
+        latents = torch.cat([x for x, _ in states]).to(device)
+        timesteps = torch.stack([t for _, t in states]).repeat_interleave(batch, dim=0).to(device, torch.float32)
+        text = gather_text([self.prompts[prompt].text for _, prompt in rows])
+        self.calls += 1
+        if self.follower is None or not tracked:
+            return self.denoiser.predict(latents, timesteps, text, self.guidance_scale)
+        shown = self.follower.shown([(window, self.prompts[prompt].subject) for window, prompt in rows])
+        positions = [p for _, prompt in rows for p in self.prompts[prompt].positions]
+        with self.follower.measure(text, positions) as share:
+            velocity = self.denoiser.predict(latents, timesteps, text, self.guidance_scale, **shown)
+        for (window, prompt), measured in zip(rows, torch.split(share.mean, batch), strict=True):
+            self._record(window, prompt, measured)
+        return velocity
+
+    def _record(self, window: Window, prompt: int, measured: Tensor) -> None:
+        assert self.follower is not None
+        for slot in range(window.keep, window.end_keep):
+            if self.slot_prompts[slot] == prompt:
+                self.follower.tracker.record(window, measured, slot, slot + 1)
+
+    @staticmethod
+    def _merge(outputs: Mapping[int, Tensor], prompts: Sequence[int]) -> Tensor:
+        """Each frame's velocity under its own prompt."""
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        merged = next(iter(outputs.values())).clone()
+        for frame, prompt in enumerate(prompts):
+            if prompt in outputs:
+                merged[:, :, frame] = outputs[prompt][:, :, frame]
+        return merged
+
+    def _guided(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Velocity of a window under its one prompt, and the gradient of the subject's distance to the memory:
+        through the conditional pass alone (Eq. 5), the negative prompt's runs without."""
+        assert self.follower is not None
+        (prompt,) = self._prompts_in(window)
+        latents, t = self.queue.read(window)
+        timesteps = t.expand(self.shape[0], -1).to(self.denoiser.device, torch.float32)
+        unconditional, conditional = split_branches(self.prompts[prompt].text)
+        shown = self.follower.shown([(window, self.prompts[prompt].subject)])
+        positions = self.prompts[prompt].positions
+        velocity, score, measured = self.follower.score(window, latents, timesteps, conditional, positions, shown)
+        self.calls += 1
+        self._record(window, prompt, measured)
+        if unconditional is not None:
+            plain = self.denoiser.predict(latents, timesteps, unconditional, 1.0)
+            velocity = classifier_free_guidance(plain, velocity, self.guidance_scale)
+        return velocity, score
+
+    # -- continuation --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next pass depends on, prompts and settings apart: tensors and JSON-able facts."""
+        tensors, meta = self.queue.state_dict()
+        tensors = {f"queue.{name}": value for name, value in tensors.items()}
+        meta = {"queue": meta, "slot_prompts": list(self.slot_prompts), "first_frame": self.first_frame}
+        if self.follower is not None:
+            followed, meta["follower"] = self.follower.state_dict()
+            tensors |= {f"follower.{name}": value for name, value in followed.items()}
+        return tensors, meta
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``; register the same prompts first.
+
+        Raises:
+            InputError: the state is of another configuration.
+        """
+        if ("follower" in meta) != (self.follower is not None):
+            raise InputError("state: saved under other additions; resume with the configuration it was saved under")
+        self.queue.load_state_dict(_part(tensors, "queue."), meta["queue"])
+        self.slot_prompts = list(meta["slot_prompts"])
+        self.first_frame = int(meta["first_frame"])
+        if self.follower is not None:
+            self.follower.load_state_dict(_part(tensors, "follower."), meta["follower"])
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
