@@ -97,5 +97,6 @@ def _print_known() -> None:
         table.add_column(heading, overflow="fold")
     for known in KNOWN.values():
         files = f"{known.hub}/{known.file}" + (f" + {known.lora}" if known.lora else "")
-        table.add_row(known.name, files, known.method, known.licence)
+        method = " ".join((known.method, *(f"--set {setting}" for setting in known.settings)))
+        table.add_row(known.name, files, method, known.licence)
     Console().print(table)

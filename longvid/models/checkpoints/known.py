@@ -36,6 +36,8 @@ class Known:
     """Path of the LoRA that belongs on top."""
     method: str
     """The method (configs/NAME.yaml) that it was trained for."""
+    settings: tuple[str, ...] = ()
+    """What to --set on top of that method's configuration."""
     licence: str
     """What its authors say."""
     commercial: bool
@@ -97,7 +99,8 @@ _ALL = (
         hub="Efficient-Large-Model/LongLive-1.3B",
         file="models/longlive_base.pt",
         lora="models/lora.pt",
-        method="self-forcing",
+        method="streaming-llm",
+        settings=("cache.window=12", "cache.positions=absolute"),
         licence="Apache-2.0 since 2025-11-01 (code; before that CC BY-NC-SA 4.0), read the model card for the weights",
         commercial=True,
         sampling=_family(train_frames=240),
@@ -133,17 +136,6 @@ _ALL = (
         sampling=_family(),
     ),
     Known(
-        name="memflow",
-        title="MemFlow",
-        hub="KlingTeam/MemFlow",
-        file="base.pt",
-        lora="lora.pt",
-        method="streaming-llm",
-        licence="Apache-2.0",
-        commercial=True,
-        sampling=_family(),
-    ),
-    Known(
         name="wan2.1-t2v-1.3b",
         title="Wan 2.1 text-to-video 1.3B",
         hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -160,7 +152,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType({known.name: known for known in _A
 
 # Written by `convert` into what it makes, so that the licence stays with the weights.
 RECORD = "longvid_checkpoint.json"
-_GENERIC = {"model.pt", "base.pt", "lora.pt"}
+_GENERIC = {"model.pt"}
 
 
 def find_known(name: str) -> Known:
