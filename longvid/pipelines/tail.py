@@ -150,8 +150,18 @@ class CoherentTail:
             raise InputError(f"filter={self.kind!r}: must be one of {', '.join(FILTERS)}")
 
     def mask(self, height: int, width: int) -> Tensor:
-        """``L``, float64 ``[1, h, w]``, zero frequency in the middle."""
-        return self.gain * _plane(self.kind, height, width, self.cutoff)
+        """``L``, float64 ``[1, h, w]``, zero frequency in the middle.
+
+        Raises:
+            InputError: no frequency of a spectrum of this size passes the filter.
+        """
+        plane = _plane(self.kind, height, width, self.cutoff)
+        if not plane.any():
+            raise InputError(
+                f"cutoff={self.cutoff}: a {self.kind} filter passes no frequency of {height} x {width} latents;"
+                " raise it, or take the gaussian filter"
+            )
+        return self.gain * plane
 
     def renoise(self, tail: Tensor, noise: Tensor) -> Tensor:
         """``zhat = A z + sqrt(1 - A^2) xi``."""

@@ -199,5 +199,5 @@ def test_layers_of_small_and_large_models() -> None:
     assert last_third(30) == tuple(range(20, 30))
     assert last_third(1) == middle_half(1) == (0,)
     assert middle_half(8) == (2, 3, 4, 5)
-    with pytest.raises(ValueError, match="guidance.layers=\\(9,\\): must name layers between 0 and 7"):
+    with pytest.raises(ValueError, match=r"guidance.layers=\(9,\): must name layers between 0 and 7"):
         check_layers((9,), 8, "guidance.layers")

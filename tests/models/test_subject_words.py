@@ -32,7 +32,7 @@ def test_a_prompt_without_a_subject_asks_for_one(prompt: str) -> None:
 
 
 def test_a_word_that_is_not_in_the_prompt_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="'bal': not in the prompt .*nearest 'ball'"):
+    with pytest.raises(ValueError, match=r"'bal': not in the prompt .*nearest 'ball'"):
         check_words("a red ball", ("bal",))
     with pytest.raises(ValueError, match="its words: a, red, ball"):
         check_words("a red ball", ("zebra",))

@@ -25,8 +25,8 @@ def test_a_vanishing_gain_approaches_plain_noise() -> None:
 
 
 SIZES = [(8, 12), (7, 9), (1, 5), (4, 4)]
-# A box of cutoff 1/4 has no bin at all in spectra of fewer than 4 rows and columns.
-CASES = [(kind, size) for kind in FILTERS for size in SIZES if kind != "box" or min(size) >= 4]
+# A box of cutoff 1/4 has no bin at all in a spectrum of fewer than 6 rows.
+CASES = [(kind, size) for kind in FILTERS for size in SIZES if kind != "box" or min(size) >= 6]
 
 
 @pytest.mark.parametrize(("kind", "size"), CASES, ids=[f"{kind}-{h}x{w}" for kind, (h, w) in CASES])
@@ -124,3 +124,8 @@ def test_filters_that_cannot_be_are_refused() -> None:
         low_pass("gaussian", (0, 4, 4))
     with pytest.raises(ValueError, match="order=0"):
         low_pass("butterworth", (1, 4, 4), order=0)
+
+
+def test_a_filter_that_passes_nothing_of_this_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="a box filter passes no frequency of 4 x 4 latents"):
+        CoherentTail(kind="box").mask(4, 4)
