@@ -28,7 +28,7 @@ def _draw(rng: np.random.Generator) -> tuple[world.Scene, int, int]:
 
 
 def world_stage(folder: Path, *, clips: int, seed: int = 1) -> None:
-    """Render ``clips`` clips to ``clips.npy`` [N, 9, H, W, 3] uint8, the subjects' places to ``place.npy`` [N, 9, 3]."""
+    """Render ``clips`` clips to ``clips.npy`` uint8 [N, 9, H, W, 3], their subjects to ``place.npy`` [N, 9, 3]."""
     done = folder / "world.json"
     if done.exists() and json.loads(done.read_text())["clips"] >= clips:
         return

@@ -4,7 +4,8 @@ The stock module is the parameter container and the format on disk; its own forw
 timestep a frame. This one has both and is otherwise the same mathematics (a test holds the two together to 1e-5), so
 what it trains runs under diffusers as it is.
 
-Shapes: B batch, C channels, K frames in the sequence (a clean copy, then a noisy one, say), S tokens in a frame, L = K*S tokens, N heads, D head dim, E = N*D.
+Shapes: B batch, C channels, K frames in the sequence (a clean copy, then a noisy one, say), S tokens in a frame,
+L = K*S tokens, N heads, D head dim, E = N*D.
 """
 
 from __future__ import annotations
