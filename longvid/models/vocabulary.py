@@ -29,7 +29,7 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         "bounce": "bounce bounces bouncing bounced bouncy rebounds rebounding dribbles dribbling",
         "circle": "circles circling circled orbits orbiting orbit revolves revolving loops looping rotates rotating",
         "drift": "drift drifts drifting float floats floating glide glides gliding wander wanders wandering hover "
-        "hovers hovering flies flying fly sails sailing roams roaming moves moving",
+        + "hovers hovering flies flying fly sails sailing roams roaming moves moving",
         "swing": "swing swings swinging sway sways swaying pendulum dangles dangling rocks rocking",
         "hop": "hop hops hopping jump jumps jumping leap leaps leaping skip skips skipping",
     },
@@ -82,8 +82,8 @@ PHRASES: dict[str, tuple[str, str]] = {
 }
 _FILLERS = """
     the and of in on over under above below across around along through by near at with to from into out past behind
-    before against beside between among amid upon is are was it its this that there while as very really quite one single big large
-    little small bright dark shiny nice beautiful pretty happy lonely round video clip scene film shot movie picture
+    before against beside between among amid upon is are was it its this that there while as very really quite one single
+    big large little small bright dark shiny nice beautiful pretty happy lonely round video clip scene film shot movie picture
     background front side top full open wide clear calm goes going go keeps always forever speed pace all time then a an
     """
 FILLERS: frozenset[str] = frozenset(_FILLERS.split())

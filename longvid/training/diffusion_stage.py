@@ -140,7 +140,7 @@ def flow_loss(
 
 
 def learning_rate_factor(step: int, steps: int, *, warm_up: int = 200, decay_share: float = 0.35) -> float:
-    """Warm up, hold, then decay to 2 % over the last ``decay_share`` of the steps, so that training can be prolonged."""
+    """Warm up, hold, decay to 2 % over the last ``decay_share`` of the steps: holding lets training be prolonged."""
     if step < warm_up:
         return (step + 1) / warm_up
     begin = steps * (1 - decay_share)
