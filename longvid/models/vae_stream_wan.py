@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, F latent frames, T video frames, H W pixels,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from longvid.models.vae_features import FeatureMaps, Features
+
 __all__ = [
     "WanStreamingDecoder",
     "WanStreamingEncoder",
@@ -27,10 +29,6 @@ __all__ = [
     "denormalise_latents",
     "normalise_latents",
 ]
-
-# diffusers' decoder leaves this word in the slot of a temporal upsampler that has seen one latent frame.
-_BYPASSED = "Rep"
-_EMPTY, _TENSOR, _MARKER = 0, 1, 2
 
 
 def check_finite(name: str, x: Tensor) -> None:
@@ -59,67 +57,18 @@ def normalise_latents(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def _latent_statistics(vae: AutoencoderKLWan, latents: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = vae.config.latents_mean, vae.config.latents_std
-    if not len(mean) == len(std) == vae.config.z_dim:
+    config: Any = vae.config
+    mean, std = config.latents_mean, config.latents_std
+    if not len(mean) == len(std) == config.z_dim:
         raise ValueError(
-            f"vae: latents_mean and latents_std have {len(mean)} and {len(std)} entries, z_dim is {vae.config.z_dim}; "
+            f"vae: latents_mean and latents_std have {len(mean)} and {len(std)} entries, z_dim is {config.z_dim}; "
             "the three must agree: mend the vae's config.json"
         )
-    return tuple(
-        torch.tensor(values, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1) for values in (mean, std)
-    )
+    return _by_channel(mean, latents), _by_channel(std, latents)
 
 
-class _FeatureMaps:
-    """What a stream remembers: for each spatial tile, one entry a causal convolution (None, a marker or a tensor)."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.tiles: list[list[Tensor | str | None]] = []
-
-    def start(self, tiles: int) -> None:
-        self.tiles = [[None] * self.slots for _ in range(tiles)]
-
-    @property
-    def bytes(self) -> int:
-        tensors = (entry for tile in self.tiles for entry in tile if isinstance(entry, Tensor))
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def to(self, device: torch.device) -> None:
-        for tile in self.tiles:
-            tile[:] = [entry.to(device) if isinstance(entry, Tensor) else entry for entry in tile]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        kinds = torch.full((len(self.tiles), self.slots), _EMPTY, dtype=torch.int64)
-        state = {}
-        for t, tile in enumerate(self.tiles):
-            for s, entry in enumerate(tile):
-                if isinstance(entry, Tensor):
-                    kinds[t, s] = _TENSOR
-                    state[f"features.{t}.{s}"] = entry.detach().clone(memory_format=torch.contiguous_format)
-                elif entry == _BYPASSED:
-                    kinds[t, s] = _MARKER
-        state["kinds"] = kinds
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        kinds = state["kinds"]
-        if kinds.ndim != 2 or kinds.shape[1] != self.slots:
-            raise ValueError(
-                f"state: it has {tuple(kinds.shape)} entries, this VAE keeps {self.slots} a tile; "
-                "it was saved with another VAE"
-            )
-        named = {name for name in state if name.startswith("features.")}
-        wanted = {f"features.{t}.{s}" for t, s in (kinds == _TENSOR).nonzero().tolist()}
-        if named != wanted:
-            raise ValueError(f"state: damaged; features differ from the list: {sorted(named ^ wanted)[:4]}")
-        self.tiles = [
-            [
-                state[f"features.{t}.{s}"].clone() if kind == _TENSOR else _BYPASSED if kind == _MARKER else None
-                for s, kind in enumerate(row)
-            ]
-            for t, row in enumerate(kinds.tolist())
-        ]
+def _by_channel(values: Sequence[float], latents: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +102,9 @@ class _WanStream:
     _name = "latents"
 
     def __init__(self, vae: AutoencoderKLWan, network: torch.nn.Module) -> None:
-        self.vae = vae
-        self._maps = _FeatureMaps(sum(isinstance(module, WanCausalConv3d) for module in network.modules()))
+        # Typed loosely: diffusers declares neither its configuration's fields nor its integers as never None.
+        self.vae: Any = vae
+        self._maps = FeatureMaps(sum(isinstance(module, WanCausalConv3d) for module in network.modules()))
         self._shape: tuple[int, int, int, int] | None = None
         self._tiling: _Tiling | None = None
         self._steps = 0
@@ -222,7 +172,7 @@ class _WanStream:
             )
         self._maps.to(x.device)
 
-    def _run(self, network: Callable[[Tensor, list], Tensor], x: Tensor) -> Tensor:
+    def _run(self, network: Callable[[Tensor, Features], Tensor], x: Tensor) -> Tensor:
         """One step of ``network`` on one slice in time, in one piece or tile by tile."""
         if self._tiling is None:
             return network(x, self._maps.tiles[0])
@@ -281,9 +231,9 @@ class WanStreamingDecoder(_WanStream):
             )
         self._enter(latents)
         z_BCFhw = denormalise_latents(self.vae, latents).to(self.vae.dtype)
-        video = torch.cat([self._decode_frame(z_BChw) for z_BChw in z_BCFhw.split(1, dim=2)], dim=2)
+        video = torch.cat([self._decode_frame(z_BChw) for z_BChw in torch.split(z_BCFhw, 1, dim=2)], dim=2)
         if self.vae.config.patch_size is not None:
-            video = unpatchify(video, patch_size=self.vae.config.patch_size)
+            video = unpatchify(video, patch_size=self.vae.config.patch_size)  # type: ignore[no-untyped-call]
         return (video.clamp(-1.0, 1.0) if clamp else video).float()
 
     def _decode_frame(self, z: Tensor) -> Tensor:
@@ -319,7 +269,7 @@ class WanStreamingEncoder(_WanStream):
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         super().__init__(vae, vae.encoder)
-        self.frames_per_latent = 2 ** sum(bool(flag) for flag in vae.config.temperal_downsample)
+        self.frames_per_latent = 2 ** sum(bool(flag) for flag in self.vae.config.temperal_downsample)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -351,9 +301,9 @@ class WanStreamingEncoder(_WanStream):
         self._enter(video)
         x = video.to(self.vae.dtype)
         if config.patch_size is not None:
-            x = patchify(x, patch_size=config.patch_size)
+            x = patchify(x, patch_size=config.patch_size)  # type: ignore[no-untyped-call]
         pieces = [x[:, :, :1]] if begins else []
-        pieces += x[:, :, int(begins) :].split(n, dim=2) if frames > begins else []
+        pieces += torch.split(x[:, :, int(begins) :], n, dim=2) if frames > begins else []
         moments = torch.cat([self._encode_piece(piece) for piece in pieces], dim=2)
         return normalise_latents(self.vae, moments[:, : config.z_dim])
 
@@ -386,14 +336,16 @@ class WanStreamingEncoder(_WanStream):
 
 
 # The decorator lets accelerate's model offload bring the VAE to the device, as it does for vae.decode().
-@apply_forward_hook
-def _decode_step(vae: AutoencoderKLWan, z: Tensor, feats: list, first: bool) -> Tensor:
-    return vae.decoder(vae.post_quant_conv(z), feat_cache=feats, feat_idx=[0], first_chunk=first)
+@apply_forward_hook  # type: ignore[untyped-decorator]
+def _decode_step(vae: Any, z: Tensor, feats: Features, first: bool) -> Tensor:
+    video: Tensor = vae.decoder(vae.post_quant_conv(z), feat_cache=feats, feat_idx=[0], first_chunk=first)
+    return video
 
 
-@apply_forward_hook
-def _encode_step(vae: AutoencoderKLWan, x: Tensor, feats: list) -> Tensor:
-    return vae.quant_conv(vae.encoder(x, feat_cache=feats, feat_idx=[0]))
+@apply_forward_hook  # type: ignore[untyped-decorator]
+def _encode_step(vae: Any, x: Tensor, feats: Features) -> Tensor:
+    moments: Tensor = vae.quant_conv(vae.encoder(x, feat_cache=feats, feat_idx=[0]))
+    return moments
 
 
 def decoder_state_bytes(

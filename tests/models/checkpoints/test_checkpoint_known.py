@@ -10,9 +10,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from longvid.errors import UnknownNameError
-from longvid.models.checkpoints import KNOWN, CheckpointError, licence_notice, load_transformer
+from longvid.models.checkpoints import KNOWN, CheckpointError, licence_notice, load_transformer, sources
 from longvid.models.checkpoints import known as known_module
-from longvid.models.checkpoints import sources
 from longvid.models.checkpoints.known import find_known, identify
 from longvid.presets import parse_overrides, resolve_method
 
