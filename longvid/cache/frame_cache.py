@@ -1,0 +1,501 @@
+"""FrameKVCache: the one place where keys and values of past frames live.
+
+::
+
+    storage of a layer, in frame slots          what a call attends to
+    [ sink | recent frames (ring) | block ]     denoise view or commit view, as the policy planned
+
+    begin(start, frames) -> policy plans: evict, merge, read positions
+       denoise calls     -> LayerStore.read: own tokens into the block's slots, attention over the view
+    commit()             -> the block's frames are resident        (abort(): they never were)
+
+Attention does not care for the order of keys, so frames stay in the slot where they were written and a new block takes
+the slots of those that left: nothing is shifted. Keys of frames that a policy reads at changing positions are kept
+un-roped beside the rotated copy, which is renewed once a block by one rotation of the total angle. Storage is allocated
+once. Shape letters: B batch, T tokens, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .layer_store import CallView, LayerStore, Rotary, Scratch
+from .policies.participative import ParticipativePolicy, view_of
+from .policies.plan import Plan, Policy, RecachePlan, View
+from .selection import TokenSelector
+
+Kind = Literal["denoise", "commit"]
+Phase = int | float | None
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """What the cache has moved since it was made: frames re-phased and merged, blocks committed."""
+
+    blocks: int = 0
+    rephased_frames: int = 0
+    merged_frames: int = 0
+
+
+class FrameKVCache:
+    """Keys and values of the resident frames of all layers, under one policy.
+
+    policy: decides what stays and where it is read. layers, batch, heads, head_dim: the model's. rotary: position
+    tables of the frame size (gives tokens_per_frame). dtype, device: of the storage.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        layers: int,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        rotary: Rotary,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.policy, self.rotary = policy, rotary
+        self.tokens_per_frame = s = rotary.tokens_per_frame
+        self.batch = batch
+        tokens = policy.capacity * s
+        raw_tokens = {"none": 0, "sink": policy.sink * s, "all": tokens}[policy.rephase]
+        shape = (layers, batch, tokens, heads, head_dim)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self._raw = (
+            torch.zeros((layers, batch, raw_tokens, heads, head_dim), dtype=dtype, device=device)
+            if raw_tokens
+            else None
+        )
+        # An EMA in half precision loses steps below 2 % of a value: merged sinks have a float32 master.
+        self._masters: tuple[Tensor, Tensor] | None = None
+        self._merged = False
+        scratch = Scratch(0)
+        compress = policy if isinstance(policy, ParticipativePolicy) else None
+        self.layers = []
+        for i in range(layers):
+            selector = TokenSelector(compress, self._keys[i], s) if compress else None
+            store = LayerStore(
+                self._keys[i], self._values[i], None if self._raw is None else self._raw[i], rotary, selector
+            )
+            store.scratch = scratch
+            self.layers.append(store)
+        self._compress = compress is not None
+        self.stats = CacheStats()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._order: list[int] = []
+        self._slots: dict[int, int] = {}
+        self._phases: list[Phase] = [None] * self.policy.capacity
+        self._memory: dict[str, int] = {}
+        self._plan: Plan | None = None
+        self._recache: RecachePlan | None = None
+        self._open: tuple[int, ...] = ()
+        self._own_slots: tuple[int, ...] = ()
+        self._window = 0
+        self._views: dict[str, CallView] = {}
+        self._merged = False
+
+    # ---------------------------------------------------------------- what is there
+
+    @property
+    def resident(self) -> tuple[int, ...]:
+        """Ids of the committed frames, oldest first (token-level policies: of the frames that still have a token)."""
+        if self._compress:
+            selector = self.layers[0].selector
+            assert selector is not None
+            return tuple(dict.fromkeys(selector.frames[0, : selector.length].tolist()))
+        return tuple(self._order)
+
+    @property
+    def resident_frames(self) -> int:
+        """How many whole frames of committed tokens there are."""
+        if self._compress:
+            return min(store.selector.length for store in self.layers if store.selector) // self.tokens_per_frame
+        return len(self._order)
+
+    def slot(self, frame: int) -> int:
+        """The slot of a resident frame (frame-level policies)."""
+        return self._slots[frame]
+
+    @property
+    def open_block(self) -> tuple[int, ...]:
+        """Frames of the block that was begun and not yet committed."""
+        return self._open
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of preallocated storage."""
+        tensors = [self._keys, self._values, self._raw, *(self._masters or ())]
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def role(self, frame: int) -> str:
+        """'sink', 'merged' (a sink that evicted frames were averaged into), 'selected' or 'recent'."""
+        if frame not in self.resident:
+            raise ValueError(f"frame={frame}: not resident; resident are {list(self.resident)}")
+        index = self.resident.index(frame)
+        if index < self.policy.sink:
+            return "merged" if self._merged else "sink"
+        if self._compress and frame not in range(self.resident[-1] - self.policy.recent + 1, self.resident[-1] + 1):  # type: ignore[attr-defined]
+            return "selected"
+        return "recent"
+
+    # ---------------------------------------------------------------- begin / commit / abort
+
+    def begin(self, start: int, frames: int, window: int | None = None) -> None:
+        """Open the block of frames [start, start + frames); model calls carry `window` >= frames frames from `start`.
+
+        Evicts and merges as planned. Calling it again for the block that is open only changes the window.
+        Raises ValueError when another block is open, or when the block does not follow what is resident.
+        """
+        ids = tuple(range(start, start + frames))
+        if self._open and self._open != ids:
+            raise ValueError(f"start={start}: block {list(self._open)} is open; commit or abort it first")
+        window = frames if window is None else window
+        self._views.clear()
+        self._window = window
+        if self._compress:
+            self._open = ids
+            return
+        if not self._open and self._order and start <= self._order[-1]:
+            raise ValueError(f"start={start}: frame {self._order[-1]} is resident; blocks come in order")
+        plan = self.policy.plan(tuple(self._order), start, frames, window, self._memory)
+        if plan.merge is not None:
+            self._merge(plan.merge.evicted, plan.merge.into, plan.merge.alpha)
+        for frame in plan.evict:
+            self._order.remove(frame)
+            self._phases[self._slots.pop(frame)] = None
+        if not self._open:
+            self._own_slots = self._free(frames)
+        self._memory, self._plan, self._open = dict(plan.memory), plan, ids
+
+    def view(self, kind: Kind) -> CallView:
+        """The resolved view for the next model call of the open block (or of the open recache)."""
+        found = self._views.get(kind)
+        if found is not None:
+            return found
+        self._views.clear()  # the other view may have read the same frames at other positions
+        if self._recache is not None:
+            view = self._resolve_recache(self._recache)
+        elif not self._open:
+            raise ValueError(f"view={kind!r}: no block is open; call begin() first")
+        elif self._compress:
+            own = view_of(self._open[0], self._window if kind == "denoise" else len(self._open)).own_positions
+            cos, sin = self.rotary.at(own)
+            view = CallView(cos, sin, raw=kind == "commit", start=self._open[0], tokens=True, own_positions=own)
+        else:
+            assert self._plan is not None
+            plan = self._plan.denoise if kind == "denoise" else self._plan.commit
+            view = self._resolve(plan, stored=kind == "commit" or self._window == len(self._open), raw=kind == "commit")
+        self._views[kind] = view
+        return view
+
+    def commit(self) -> None:
+        """The commit call is done: the block's frames are resident from now on."""
+        if not self._open:
+            raise ValueError("commit(): no block is open; call begin() first")
+        if self._compress:
+            for store in self.layers:
+                assert store.selector is not None
+                store.selector.commit(list(self._open))
+        else:
+            assert self._plan is not None
+            positions = self._plan.commit.own_positions
+            for frame, slot, position in zip(self._open, self._own_slots, positions, strict=True):
+                self._order.append(frame)
+                self._slots[frame] = slot
+                self._phases[slot] = position
+        self._close()
+        self.stats.blocks += 1
+
+    def abort(self) -> None:
+        """Forget the open block. Frames that its plan evicted or merged stay so: beginning it again gives the same."""
+        if self._compress:
+            for store in self.layers:
+                assert store.selector is not None
+                store.selector.abort()
+        self._close()
+
+    def reset(self) -> None:
+        """A new scene: nothing is resident, nothing of the old one is remembered. Storage stays."""
+        self._clear()
+        for store in self.layers:
+            if store.selector is not None:
+                store.selector.reset()
+
+    def _close(self) -> None:
+        self._plan, self._recache, self._open, self._own_slots = None, None, (), ()
+        self._views.clear()
+
+    # ---------------------------------------------------------------- KV-recache at a prompt switch
+
+    def begin_recache(self, newest: Sequence[int], keep_sink: bool) -> None:
+        """Open a re-encoding of the clean frames `newest`; run one "commit" call that carries them all, then
+        `commit_recache()`. keep_sink: sinks keep their old prompt's keys and values once the history outgrew the window.
+        """
+        if self._open:
+            raise ValueError(f"begin_recache(): block {list(self._open)} is open; commit or abort it first")
+        newest = tuple(newest)
+        if not newest or len(newest) > self.policy.capacity:
+            raise ValueError(f"newest={list(newest)}: give 1 to {self.policy.capacity} frames")
+        self._views.clear()
+        if self._compress:
+            sink = self.policy.sink if keep_sink and newest[0] != 0 else 0
+            self._recache = RecachePlan(tuple(range(sink)), (), tuple(range(sink, len(newest))), newest)
+            for store in self.layers:
+                assert store.selector is not None
+                store.selector.begin_recache(keep_sink=sink > 0, start=newest[0])
+            self._open = newest
+            return
+        plan = self.policy.plan_recache(tuple(self._order), newest, keep_sink, self._memory)
+        for frame in self._order:
+            if frame not in plan.keep:
+                self._phases[self._slots.pop(frame)] = None
+        self._order = list(plan.keep)
+        if not plan.keep:
+            self._merged = False
+        self._own_slots = self._free(len(plan.store))
+        self._memory, self._recache, self._open = dict(plan.memory), plan, newest
+
+    def commit_recache(self) -> None:
+        """The re-encoded frames are resident."""
+        plan = self._recache
+        if plan is None:
+            raise ValueError("commit_recache(): no recache is open; call begin_recache() first")
+        if self._compress:
+            for store in self.layers:
+                assert store.selector is not None
+                store.selector.commit([self._open[i] for i in plan.store])
+        else:
+            for offset, slot in zip(plan.store, self._own_slots, strict=True):
+                frame = self._open[offset]
+                self._order.append(frame)
+                self._slots[frame] = slot
+                self._phases[slot] = plan.own_positions[offset]
+        self._close()
+
+    def _resolve_recache(self, plan: RecachePlan) -> CallView:
+        if self._compress:
+            cos, sin = self.rotary.at(plan.own_positions)
+            skip = plan.store[0] * self.tokens_per_frame
+            return CallView(
+                cos, sin, own=skip, raw=True, start=self._open[0], tokens=True, own_positions=plan.own_positions
+            )
+        view = View(plan.keep, plan.kept_positions, plan.own_positions)
+        return self._resolve(view, stored=True, raw=True, skip=plan.store[0])
+
+    # ---------------------------------------------------------------- slots
+
+    def _free(self, frames: int) -> tuple[int, ...]:
+        used = set(self._slots.values())
+        free = [slot for slot in range(self.policy.capacity) if slot not in used][:frames]
+        if len(free) < frames:
+            raise ValueError(f"frames={frames}: only {len(free)} of {self.policy.capacity} slots are free")
+        return tuple(free)
+
+    def _resolve(self, view: View, *, stored: bool, raw: bool, skip: int = 0) -> CallView:
+        """Frame ids to token ranges; cached keys are brought to the positions of the view."""
+        s = self.tokens_per_frame
+        slots = [self._slots[frame] for frame in view.frames]
+        self._rephase(slots, view.positions)
+        cos, sin = self.rotary.at(view.own_positions)
+        spans = _runs(slots)
+        own_slots = self._own_slots if stored else ()
+        writes, offset = [], skip
+        for first, count in _ordered_runs(own_slots):
+            writes.append((first * s, offset * s, count * s))
+            offset += count
+        # Keys in storage order, for backends that need to know which frame a key block is of.
+        by_slot = dict(zip(slots, view.positions, strict=True))
+        own = view.own_positions[skip:]
+        lo, hi = 0, -1
+        if stored and len(own_slots) == len(own):
+            together = sorted([*slots, *own_slots])
+            if together[-1] - together[0] + 1 == len(together):
+                lo, hi = together[0] * s, (together[-1] + 1) * s
+                by_slot |= dict(zip(own_slots, own, strict=True))
+        key_positions = tuple(by_slot[slot] for slot in sorted(by_slot)) + (() if hi >= 0 else own)
+        return CallView(
+            cos,
+            sin,
+            lo=lo,
+            hi=hi,
+            spans=tuple((a * s, (a + n) * s) for a, n in spans),
+            writes=tuple(writes),
+            own=skip * s,
+            raw=raw,
+            start=self._open[0],
+            own_positions=view.own_positions,
+            key_positions=key_positions,
+        )
+
+    def _rephase(self, slots: Sequence[int], positions: Sequence[Phase]) -> None:
+        wanted = {s: p for s, p in zip(slots, positions, strict=True) if self._phases[s] != p}
+        if not wanted:
+            return
+        t = self.tokens_per_frame
+        if self._raw is None or max(wanted) >= self._raw.shape[2] // t:
+            raise RuntimeError(f"cache: frames in slots {sorted(wanted)} cannot be read at another position")
+        for first, count in _runs(list(wanted)):
+            run = [wanted[slot] for slot in range(first, first + count)]
+            a, b = first * t, (first + count) * t
+            for store in self.layers:
+                assert store.raw is not None
+                self.rotary.rotate(store.raw[:, a:b], run, out=store.keys[:, a:b])
+            for slot, position in zip(range(first, first + count), run, strict=True):
+                self._phases[slot] = position
+            self.stats.rephased_frames += count
+
+    def _merge(self, evicted: Sequence[int], into: Sequence[int], alpha: float) -> None:
+        """sink <- alpha * sink + (1 - alpha) * evicted on un-roped keys and on values, in float32."""
+        assert self._raw is not None
+        t = self.tokens_per_frame
+        slots = [self._slots[f] for f in into]
+        sink = slice(0, len(slots) * t)
+        if slots != list(range(len(slots))):
+            raise RuntimeError(f"cache: sink frames {list(into)} are in slots {slots}, not in front")
+        if not self._merged:
+            if self._masters is None:
+                shape = self._raw[:, :, sink].shape
+                self._masters = (
+                    self._raw.new_empty(shape, dtype=torch.float32),
+                    self._raw.new_empty(shape, dtype=torch.float32),
+                )
+            self._masters[0].copy_(self._raw[:, :, sink])
+            self._masters[1].copy_(self._values[:, :, sink])
+            self._merged = True
+        assert self._masters is not None
+        for i, frame in enumerate(evicted):
+            a = self._slots[frame] * t
+            for master, storage in zip(self._masters, (self._raw, self._values), strict=True):
+                master[:, :, i * t : (i + 1) * t].mul_(alpha).add_(storage[:, :, a : a + t].float(), alpha=1 - alpha)
+        self._raw[:, :, sink] = self._masters[0]
+        self._values[:, :, sink] = self._masters[1]
+        for slot in slots:
+            self._phases[slot] = None
+        self.stats.merged_frames += len(evicted)
+
+    # ---------------------------------------------------------------- integrity, snapshot
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError when the bookkeeping contradicts itself or a resident value is not finite."""
+        problems = []
+        if self._compress:
+            for i, store in enumerate(self.layers):
+                selector = store.selector
+                assert selector is not None
+                frames = selector.frames[:, : selector.length]
+                if selector.length > store.keys.shape[1]:
+                    problems.append(f"layer {i} holds {selector.length} tokens in {store.keys.shape[1]}")
+                if bool((frames[:, 1:] < frames[:, :-1]).any()):
+                    problems.append(f"layer {i}: tokens are not in temporal order")
+                if not bool(torch.isfinite(store.keys[:, : selector.length]).all()):
+                    problems.append(f"layer {i}: a key is not finite")
+        else:
+            slots = [self._slots.get(f, -1) for f in self._order]
+            if sorted(self._slots) != sorted(self._order):
+                problems.append("frames in order and frames in slots differ")
+            if len(set(slots)) != len(slots) or any(not 0 <= s < self.policy.capacity for s in slots):
+                problems.append(f"slots {slots} collide or leave the storage")
+            if set(slots) & set(self._own_slots):
+                problems.append("the open block would overwrite a resident frame")
+            if self._order != sorted(self._order):
+                problems.append(f"frames {self._order} are not in temporal order")
+            if slots[: self.policy.sink] != list(range(min(self.policy.sink, len(slots)))):
+                problems.append("sink frames are not in the first slots")
+            t = self.tokens_per_frame
+            for slot in slots:
+                if not bool(torch.isfinite(self._keys[:, :, slot * t : (slot + 1) * t]).all()):
+                    problems.append(f"slot {slot}: a key is not finite")
+        if problems:
+            raise RuntimeError("cache: " + "; ".join(problems))
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that is resident, as safetensors-ready CPU tensors and JSON-able facts. Exact. Between blocks only."""
+        if self._open:
+            raise ValueError(f"snapshot(): block {list(self._open)} is open; commit or abort it first")
+        t = self.tokens_per_frame
+        if self._compress:
+            tokens = max(store.selector.length for store in self.layers if store.selector)
+        else:
+            tokens = (max(self._slots.values()) + 1) * t if self._slots else 0
+        tensors = {"keys": _save(self._keys[:, :, :tokens]), "values": _save(self._values[:, :, :tokens])}
+        if self._raw is not None:
+            tensors["raw"] = _save(self._raw[:, :, : min(tokens, self._raw.shape[2])])
+        if self._merged and self._masters is not None:
+            tensors["master_keys"], tensors["master_values"] = map(_save, self._masters)
+        meta: dict[str, Any] = {
+            "policy": self.policy.name,
+            "capacity": self.policy.capacity,
+            "tokens": tokens,
+            "order": self._order,
+            "slots": [self._slots[f] for f in self._order],
+            "phases": self._phases,
+            "memory": self._memory,
+            "merged": self._merged,
+        }
+        for i, store in enumerate(self.layers):
+            if store.selector is not None:
+                own, facts = store.selector.snapshot()
+                tensors |= {f"selector.{i}.{name}": _save(tensor) for name, tensor in own.items()}
+                meta[f"selector.{i}"] = facts
+        return tensors, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Become what `snapshot` saw. Raises ValueError when it came from another policy or size."""
+        for name, mine in (("policy", self.policy.name), ("capacity", self.policy.capacity)):
+            if meta[name] != mine:
+                raise ValueError(
+                    f"{name}={meta[name]!r}: this cache has {name}={mine!r}; restore with the same settings"
+                )
+        expected = (*self._keys.shape[:2], meta["tokens"], *self._keys.shape[3:])
+        if tuple(tensors["keys"].shape) != expected:
+            raise ValueError(f"keys: the snapshot has shape {tuple(tensors['keys'].shape)}, this cache {expected}")
+        self.reset()
+        self._keys[:, :, : meta["tokens"]] = tensors["keys"].to(self._keys)
+        self._values[:, :, : meta["tokens"]] = tensors["values"].to(self._values)
+        if self._raw is not None:
+            self._raw[:, :, : tensors["raw"].shape[2]] = tensors["raw"].to(self._raw)
+        if meta["merged"]:
+            self._masters = (
+                tensors["master_keys"].to(self._keys.device, copy=True),
+                tensors["master_values"].to(self._keys.device, copy=True),
+            )
+        self._order = list(meta["order"])
+        self._slots = dict(zip(self._order, meta["slots"], strict=True))
+        self._phases = list(meta["phases"])
+        self._memory = dict(meta["memory"])
+        self._merged = bool(meta["merged"])
+        for i, store in enumerate(self.layers):
+            if store.selector is not None:
+                prefix = f"selector.{i}."
+                own = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+                store.selector.restore(own, meta[f"selector.{i}"])
+
+
+def _save(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Slots as (first, count) of consecutive runs, ascending."""
+    return _ordered_runs(sorted(slots))
+
+
+def _ordered_runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive runs in the order given."""
+    runs: list[tuple[int, int]] = []
+    for slot in slots:
+        if runs and runs[-1][0] + runs[-1][1] == slot:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((slot, 1))
+    return runs

@@ -1,0 +1,171 @@
+"""Participative compression on one layer's tokens: scores answered by the attention, bookkeeping, compaction.
+
+Shape letters: B batch, T tokens in the cache and the new block, L tokens of a call, N heads, D head dim.
+Deep Forcing, arXiv 2512.05081, sec. 4.2, as released.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .policies.participative import ParticipativePolicy
+
+if TYPE_CHECKING:
+    from .layer_store import CallView, LayerStore
+
+
+@dataclass(slots=True)
+class Selection:
+    """What the last compression saw and chose, for inspection: scores [B, T] (-inf outside the candidates), the reuse
+    counters before it [B, T], and the chosen token indices [B, C], ascending."""
+
+    scores: Tensor
+    counts_before: Tensor
+    chosen: Tensor
+
+
+class TokenSelector:
+    """Token bookkeeping of one layer: how many tokens are cached, how often each was chosen, which frame it is from."""
+
+    def __init__(self, policy: ParticipativePolicy, store_keys: Tensor, tokens_per_frame: int) -> None:
+        batch, capacity, heads, dim = store_keys.shape
+        self.policy, self.tokens_per_frame = policy, tokens_per_frame
+        self.length = 0
+        self.shift = 0
+        self.origin: int | None = None
+        self.counts = torch.zeros(batch, capacity, dtype=torch.int32, device=store_keys.device)
+        self.frames = torch.full((batch, capacity), -1, dtype=torch.int64, device=store_keys.device)
+        self.queries = store_keys.new_zeros(batch, policy.recent * tokens_per_frame, heads, dim)
+        self.held = 0
+        self.last: Selection | None = None
+        self._block: int | None = None
+
+    def reset(self) -> None:
+        """Forget everything: a new scene. (The release keeps counters, queries and phase from the video before.)"""
+        self.length, self.shift, self.origin, self.held, self.last, self._block = 0, 0, None, 0, None, None
+
+    @property
+    def sink_tokens(self) -> int:
+        return min(self.policy.sink * self.tokens_per_frame, self.length)
+
+    def read(
+        self, store: LayerStore, view: CallView, query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self.remember(query_BLND)
+        own = key_BLND.shape[1] - view.own
+        key, value = key_BLND[:, view.own :], value_BLND[:, view.own :]
+        cos, sin = view.cos[view.own :], view.sin[view.own :]
+        if self._block != view.start:
+            self._block = view.start
+            if self.policy.triggers(self.length, own, self.tokens_per_frame):
+                self._compress(store, view.start, store.rotary.apply(key, cos, sin))
+        a, b = self.length, self.length + own
+        store.rotary.apply(key, cos, sin, out=store.keys[:, a:b])
+        store.values[:, a:b] = value
+        if view.raw and store.raw is not None and a < store.raw.shape[1]:
+            kept = min(own, store.raw.shape[1] - a)
+            store.raw[:, a : a + kept] = key[:, :kept]
+        return store.keys[:, :b], store.values[:, :b]
+
+    def remember(self, query_BLND: Tensor) -> None:
+        """Append a call's rotated queries; the newest `recent` frames of them stay, whatever block they came from."""
+        size, new = self.queries.shape[1], query_BLND.shape[1]
+        if new >= size:
+            self.queries.copy_(query_BLND[:, new - size :])
+        else:
+            self.queries[:, : size - new] = self.queries[:, new:].clone()
+            self.queries[:, size - new :] = query_BLND
+        self.held = min(size, self.held + new)
+
+    def scores(self, keys_BTND: Tensor, queries: int) -> Tensor:
+        """Importance of each key to the newest `queries` query tokens: raw dot products summed over heads and, for
+        "sum", over queries (eq. 7); [B, T] float32."""
+        query = self.queries[:, self.queries.shape[1] - queries :].flatten(2)
+        key = keys_BTND.flatten(2)
+        heads, dim = keys_BTND.shape[2:]
+        if self.policy.fusion == "sum":
+            fused = torch.einsum("bc,btc->bt", query.sum(dim=1), key).float()
+        else:
+            fused = (query @ key.transpose(1, 2)).amax(dim=1).float()
+        return fused / (math.sqrt(dim) * heads)
+
+    def _compress(self, store: LayerStore, start: int, new_keys_BLND: Tensor) -> None:
+        policy, own = self.policy, new_keys_BLND.shape[1]
+        keep = policy.keep(self.length, own, self.held, self.tokens_per_frame)
+        batch, device = self.counts.shape[0], store.keys.device
+        counts = torch.cat([self.counts[:, : self.length], self.counts.new_zeros(batch, own)], dim=1)
+        keys = torch.cat([store.keys[:, : self.length], new_keys_BLND], dim=1)
+        scores = self.scores(keys, keep.total - keep.recent_start)
+        scores[:, : keep.sink] = -math.inf
+        scores[:, keep.recent_start :] = -math.inf
+        allowed = scores
+        if policy.max_reuse:
+            allowed = scores.masked_fill(counts >= policy.max_reuse, -math.inf)
+        available = int((allowed[:, keep.sink : keep.recent_start] > -math.inf).sum(dim=1).min())
+        top = min(keep.top, available)
+        chosen = allowed.topk(top, dim=1).indices.sort(dim=1).values
+        self.last = Selection(scores, counts, chosen)
+
+        # Compact to [sink | chosen | recent]; the sink does not move, the new block is written by the caller.
+        recent = torch.arange(keep.recent_start, self.length, device=device).expand(batch, -1)
+        moved = torch.cat([chosen, recent], dim=1)
+        end = keep.sink + moved.shape[1]
+        index = moved[..., None, None].expand(-1, -1, *store.keys.shape[2:])
+        store.keys[:, keep.sink : end] = store.keys.gather(1, index)
+        store.values[:, keep.sink : end] = store.values.gather(1, index)
+        self.frames[:, keep.sink : end] = self.frames.gather(1, moved)
+        kept_counts = counts.gather(1, moved)
+        kept_counts[:, :top] += 1
+        self.counts[:, keep.sink : end] = kept_counts
+        self.length = end
+        if keep.sink:
+            self.shift, self.origin = policy.sink_shift(start, end + own, self.tokens_per_frame, self.origin)
+            self.phase_sink(store)
+
+    def phase_sink(self, store: LayerStore) -> None:
+        """Rotate the sink's un-roped keys by their total angle, once: repeated bf16 rotation would rot them."""
+        assert store.raw is not None
+        sink = self.sink_tokens
+        positions = [int(f) + self.shift for f in self.frames[0, : sink : self.tokens_per_frame].tolist()]
+        store.rotary.rotate(store.raw[:, :sink], positions, out=store.keys[:, :sink])
+
+    def commit(self, ids: list[int]) -> None:
+        """Count the block's tokens as cached; `ids` are its frames."""
+        a, s = self.length, self.tokens_per_frame
+        for i, frame in enumerate(ids):
+            self.frames[:, a + i * s : a + (i + 1) * s] = frame
+        self.counts[:, a : a + len(ids) * s] = 0
+        self.length = a + len(ids) * s
+        self._block = None
+
+    def abort(self) -> None:
+        """Drop the open block; what its first call compressed stays compressed, so a second try gives the same."""
+        self._block = None
+
+    def begin_recache(self, keep_sink: bool, start: int) -> None:
+        """Drop everything but the sink (or everything): its frames are encoded anew under another prompt."""
+        self.length = self.sink_tokens if keep_sink else 0
+        if not keep_sink:
+            self.shift, self.origin = 0, None
+        self.held = 0
+        self._block = start  # a recache pass never compresses
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {
+            "counts": self.counts[:, : self.length].clone(),
+            "frames": self.frames[:, : self.length].clone(),
+            "queries": self.queries.clone(),
+        }
+        return tensors, {"length": self.length, "shift": self.shift, "origin": self.origin, "held": self.held}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.length, self.shift, self.origin, self.held = meta["length"], meta["shift"], meta["origin"], meta["held"]
+        self.counts[:, : self.length] = tensors["counts"].to(self.counts)
+        self.frames[:, : self.length] = tensors["frames"].to(self.frames)
+        self.queries.copy_(tensors["queries"])
+        self.last, self._block = None, None

@@ -1,0 +1,406 @@
+"""THE loop: a schedule says what to denoise, a cache what to remember, a denoiser predicts; clean blocks come out.
+
+Shape letters: B batch, C channels, F latent frames, h w latent size.
+
+Every autoregressive method runs here. A block's commit call (the one that writes its clean keys and values) is made
+only when the next call needs it: so a block is out before it is committed, and commits that nothing would read, the
+last one and those of a rolling warm-up, are never made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longvid.errors import InputError
+
+from ..cache.policies import Policy
+from ..models.denoiser import Denoiser, TextContext
+from .noise import NoiseSource
+from .schedules.blocks import Block, BlockGrid, Schedule
+
+StepHook = Callable[[int, float, Tensor], Tensor | None]
+"""(model call, timestep of its noisiest frame, latents [B, C, F, h, w] after the step) -> latents to use instead."""
+
+
+@dataclass(slots=True)
+class LatentBlock:
+    """A finished block: `latents` float32 [B, C, F, h, w] of the latent frames from `start_frame`.
+
+    given: it came in as an initial latent. stats: model_calls, frames_processed and seconds since the block before.
+    """
+
+    index: int
+    start_frame: int
+    latents: Tensor
+    given: bool = False
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class Rollout(Iterator[LatentBlock]):
+    """A rollout in progress; iterate it for finished blocks.
+
+    sigmas: noise level of each step, falling (the schedule has as many steps). sampler: "renoise" (predict x0, then
+    fresh noise at the next level) or "euler" (x + (sigma' - sigma) v). frames: latent frames in all, initial ones
+    included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch, "none"
+    keeps the keys, "window" re-encodes the recent frames under the new prompt, "all" the sink too. encode: what turns
+    `set_prompt`'s text into a TextContext. initial: latents [B, C, F, h, w] to continue from.
+
+    Raises InputError for lengths that are no whole number of blocks; FloatingPointError when a block is not finite.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        policy: Policy,
+        text: TextContext,
+        *,
+        grid: BlockGrid,
+        sigmas: Sequence[float],
+        noise: NoiseSource,
+        height: int,
+        width: int,
+        frames: int | None,
+        sampler: str = "renoise",
+        context_noise: float = 0.0,
+        guidance_scale: float = 1.0,
+        recache: str = "none",
+        initial: Tensor | None = None,
+        encode: Callable[[str], TextContext] | None = None,
+        prompt: str | None = None,
+        on_step: StepHook | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        if len(sigmas) != schedule.steps:
+            raise InputError(f"sigmas={tuple(sigmas)}: the schedule has {schedule.steps} steps")
+        if sampler not in ("renoise", "euler"):
+            raise InputError(f"sampler={sampler!r}: must be 'renoise' or 'euler'")
+        self.denoiser, self.schedule, self.policy, self.grid, self.noise = denoiser, schedule, policy, grid, noise
+        self.sigmas, self.sampler, self.context_noise = tuple(sigmas), sampler, float(context_noise)
+        self.guidance_scale, self.recache, self.on_step = guidance_scale, recache, on_step
+        self.height, self.width, self.frames = height, width, frames
+        self.blocks = None if frames is None else grid.count(frames)
+        self.prompt, self._text, self._encode = prompt, text, encode
+        self.batch = text.batch
+        self.cache = denoiser.new_cache(
+            policy, batch=text.batch * text.branches, height=height, width=width, dtype=cache_dtype
+        )
+        self._given: deque[tuple[Block, Tensor]] = deque()
+        if initial is not None:
+            self._given.extend(self._cut(initial))
+        self._entered = len(self._given)  # blocks that have left noise, or came in
+        self._scene = (0, self._entered)  # (first frame, first generated block) of the scene
+        self._scene_end: int | None = None  # blocks of the scene, when a hard cut has closed it
+        self._call = 0  # calls of the scene
+        self._calls = 0  # calls in all
+        self._work: dict[int, Tensor] = {}  # blocks in flight
+        self._pending: tuple[Block, Tensor, float] | None = None  # clean, out, not committed; its commit timestep
+        self._history: deque[tuple[int, Tensor]] = deque(maxlen=policy.capacity)  # clean frames, for a recache
+        self._next_prompt: tuple[str | None, TextContext, bool] | None = None
+        self._since = {"model_calls": 0.0, "frames_processed": 0.0}
+        self._clock = perf_counter()
+
+    def _cut(self, initial: Tensor) -> list[tuple[Block, Tensor]]:
+        frames, batch, channels = initial.shape[2], initial.shape[0], self.denoiser.channels
+        wanted = (self.batch, channels, frames, self.height, self.width)
+        if tuple(initial.shape) != wanted:
+            raise InputError(f"initial latents: shape {tuple(initial.shape)} must be {wanted}")
+        del batch
+        if not bool(torch.isfinite(initial).all()):
+            raise InputError("initial latents: contain NaN or infinity; encode the input again")
+        count = self.grid.count(frames)
+        if self.blocks is not None and count >= self.blocks:
+            raise InputError(
+                f"initial latents: {frames} frames leave nothing to generate in {self.frames}; ask for more"
+            )
+        initial = initial.to(self.denoiser.device, torch.float32)
+        blocks = [self.grid[i] for i in range(count)]
+        return [(block, initial[:, :, block.start : block.end]) for block in blocks]
+
+    # ---------------------------------------------------------------- the loop
+
+    def __iter__(self) -> Rollout:
+        return self
+
+    @torch.no_grad()
+    def __next__(self) -> LatentBlock:
+        """The next finished block: given ones first, then generated ones, in order."""
+        if self._given:
+            self._flush()
+            block, latents = self._given.popleft()
+            self._open(block, block.frames)
+            return self._finish(block, latents, given=True)
+        while True:
+            window = self._next_window()
+            if window is None:
+                raise StopIteration
+            finished = self._denoise(window)
+            if finished is not None:
+                return self._finish(*finished)
+
+    def _next_window(self) -> list[tuple[Block, int]] | None:
+        """The next call's (block, step) pairs; prompt switches happen here, where a block may enter."""
+        while True:
+            first = self._scene[1]
+            left = None if self.blocks is None else self.blocks - first
+            if self._scene_end is not None:
+                left = self._scene_end if left is None else min(left, self._scene_end)
+            entries = self.schedule.window(self._call, left)
+            if self._next_prompt is not None and (entries is None or entries.entries[-1][1] == 0):
+                if not self._next_prompt[2]:
+                    self._switch(*self._next_prompt[:2])
+                    continue
+                if self._scene_end is None and self._work:
+                    self._scene_end = self.schedule.entered(self._call)  # let the blocks in flight drain
+                    continue
+                if not self._work:
+                    self._hard_cut(*self._next_prompt[:2])
+                    continue
+            if entries is None:
+                return None
+            return [(self.grid[first + block], step) for block, step in entries.entries]
+
+    def _denoise(self, window: list[tuple[Block, int]]) -> tuple[Block, Tensor] | None:
+        """One model call and the step that follows it; gives the block that became clean, if one did."""
+        self._flush()
+        for block, step in window:
+            if step == 0:
+                self._work[block.index] = self._draw(block, 0)
+                self._entered = max(self._entered, block.index + 1)
+        frames = sum(block.frames for block, _ in window)
+        self._open(window[0][0], frames)
+        x = (
+            torch.cat([self._work[block.index] for block, _ in window], dim=2)
+            if len(window) > 1
+            else (self._work[window[0][0].index])
+        )
+        levels = [self.sigmas[step] for block, step in window for _ in range(block.frames)]
+        sigma = torch.tensor(levels, dtype=torch.float32, device=x.device)
+        velocity = self.denoiser(
+            x, sigma * 1000.0, self._text, self.cache, "denoise", guidance_scale=self.guidance_scale
+        )
+        sigma = sigma[:, None, None]
+        clean = x - sigma * velocity
+        finished, results, at = None, [], 0
+        for block, step in window:
+            span = slice(at, at + block.frames)
+            at += block.frames
+            if step == len(self.sigmas) - 1:
+                results.append(clean[:, :, span])
+            elif self.sampler == "renoise":
+                to = self.sigmas[step + 1]
+                results.append((1.0 - to) * clean[:, :, span] + to * self._draw(block, step + 1))
+            else:
+                results.append(x[:, :, span] + (self.sigmas[step + 1] - self.sigmas[step]) * velocity[:, :, span])
+        self._count(frames)
+        if self.on_step is not None:
+            latents = torch.cat(results, dim=2)
+            changed = self.on_step(self._calls, 1000.0 * max(levels), latents)
+            if changed is not None:
+                results = list(changed.split([block.frames for block, _ in window], dim=2))
+        for (block, step), latents in zip(window, results, strict=True):
+            if step == len(self.sigmas) - 1:
+                del self._work[block.index]
+                finished = (block, latents.contiguous())
+            else:
+                self._work[block.index] = latents
+        self._call += 1
+        self._calls += 1
+        return finished
+
+    def _finish(self, block: Block, latents: Tensor, given: bool = False) -> LatentBlock:
+        if not bool(torch.isfinite(latents).all()):
+            raise FloatingPointError(f"block {block.index}: latents are not finite; the model or its dtype overflowed")
+        # Given frames are real, not predicted: they are announced as clean.
+        self._pending = (block, latents, 0.0 if given else self.context_noise)
+        for i in range(block.frames):
+            self._history.append((block.start + i, latents[:, :, i : i + 1]))
+        now = perf_counter()
+        stats = {**self._since, "seconds": now - self._clock}
+        self._since, self._clock = {"model_calls": 0.0, "frames_processed": 0.0}, now
+        return LatentBlock(block.index, block.start, latents, given, stats)
+
+    def _flush(self) -> None:
+        """Commit the block that is out but not yet in the cache."""
+        if self._pending is None:
+            return
+        block, latents, timestep = self._pending
+        self._open(block, block.frames)
+        self._commit_call(latents, timestep)
+        self.cache.commit()
+        self._pending = None
+
+    def _open(self, block: Block, window: int) -> None:
+        self.cache.begin(block.start - self._scene[0], block.frames, window)
+
+    def _commit_call(self, latents: Tensor, timestep: float) -> None:
+        """A call at (near) zero noise, whose output nobody needs: it writes keys and values."""
+        timesteps = torch.full((latents.shape[2],), timestep, device=latents.device)
+        self.denoiser(latents, timesteps, self._text, self.cache, "commit")
+        self._count(latents.shape[2])
+
+    def _count(self, frames: int) -> None:
+        self._since["model_calls"] += 1
+        self._since["frames_processed"] += frames
+
+    def _draw(self, block: Block, step: int) -> Tensor:
+        shape = (self.batch, self.denoiser.channels, block.frames, self.height, self.width)
+        return self.noise(block.index, step, shape).to(self.denoiser.device)
+
+    # ---------------------------------------------------------------- prompts
+
+    def set_prompt(self, prompt: str | TextContext, hard_cut: bool = False) -> None:
+        """Use another prompt from the next block that enters on.
+
+        Soft: frames so far stay remembered, re-encoded under the new prompt as `recache` says (LongLive, sec. 3.2).
+        hard_cut: a new scene; blocks in flight are finished under the old prompt and nothing is remembered.
+        """
+        if isinstance(prompt, TextContext):
+            name, text = None, prompt
+        elif self._encode is None:
+            raise InputError("prompt: this rollout was made from embeddings; pass a TextContext")
+        else:
+            name, text = prompt, self._encode(prompt)
+        if text.batch != self.batch or text.branches != self._text.branches:
+            raise InputError(f"prompt: gives a batch of {text.batch}, the rollout has {self.batch}")
+        self._next_prompt = (name, text, hard_cut)
+
+    def _switch(self, name: str | None, text: TextContext) -> None:
+        self.prompt, self._next_prompt = name, None
+        if self.recache == "none" or not self._history:
+            self._flush()  # committed under the prompt that it was made with
+            self._text = text
+            return
+        self._text = text
+        if self._pending is not None:
+            # The block becomes resident without a commit call: the recache encodes it under the new prompt.
+            block = self._pending[0]
+            self._open(block, block.frames)
+            self.cache.commit()
+            self._pending = None
+        count = min(self.cache.resident_frames, len(self._history))
+        newest = list(self._history)[len(self._history) - count :]
+        self.cache.begin_recache([frame - self._scene[0] for frame, _ in newest], keep_sink=self.recache != "all")
+        self._commit_call(torch.cat([latents for _, latents in newest], dim=2), self.context_noise)
+        self.cache.commit_recache()
+
+    def _hard_cut(self, name: str | None, text: TextContext) -> None:
+        self.prompt, self._text, self._next_prompt = name, text, None
+        self.cache.reset() if not self.cache.open_block else self._drop_open()
+        self._pending = None
+        self._history.clear()
+        self._scene = (self.grid[self._entered].start, self._entered)
+        self._scene_end, self._call = None, 0
+
+    def _drop_open(self) -> None:
+        self.cache.abort()
+        self.cache.reset()
+
+    # ---------------------------------------------------------------- exact continuation
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "schedule": self.schedule.name,
+            "policy": self.policy.name,
+            "capacity": self.policy.capacity,
+            "sigmas": list(self.sigmas),
+            "sampler": self.sampler,
+            "context_noise": self.context_noise,
+            "guidance_scale": self.guidance_scale,
+            "recache": self.recache,
+            "frames_per_block": self.grid.frames_per_block,
+            "independent_first_frame": self.grid.independent_first_frame,
+            "batch": self.batch,
+            "height": self.height,
+            "width": self.width,
+            "dtype": str(self.denoiser.dtype),
+        }
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the rest of the rollout depends on, between two blocks: safetensors-ready CPU tensors and
+        JSON-able facts. The seed is the caller's: noise has no state."""
+        if self.cache.open_block:
+            if self._pending is None and not self._work:
+                raise InputError("state_dict(): a block is half done; take it between blocks")
+            self.cache.abort()
+        tensors, cache = self.cache.snapshot()
+        tensors = {f"cache.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"work.{index}": _save(latents) for index, latents in self._work.items()}
+        tensors |= {f"given.{block.index}": _save(latents) for block, latents in self._given}
+        if self._pending is not None:
+            tensors["pending"] = _save(self._pending[1])
+        if self._history:
+            tensors["history"] = _save(torch.cat([latents for _, latents in self._history], dim=2))
+        tensors["text"] = _save(self._text.embeds)
+        meta: dict[str, Any] = {
+            "settings": self._fingerprint(),
+            "cache": cache,
+            "frames": self.frames,
+            "prompt": self.prompt,
+            "branches": self._text.branches,
+            "entered": self._entered,
+            "scene": list(self._scene),
+            "scene_end": self._scene_end,
+            "call": self._call,
+            "calls": self._calls,
+            "pending": None if self._pending is None else [self._pending[0].index, self._pending[2]],
+            "history": [frame for frame, _ in self._history],
+            "next_prompt": None,
+        }
+        if self._next_prompt is not None:
+            tensors["next_text"] = _save(self._next_prompt[1].embeds)
+            meta["next_prompt"] = [self._next_prompt[0], self._next_prompt[2]]
+        return tensors, meta
+
+    def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises InputError naming the first setting that differs."""
+        mine = self._fingerprint()
+        for name, value in meta["settings"].items():
+            if mine.get(name) != value:
+                raise InputError(f"{name}={mine.get(name)!r}: the saved rollout used {value!r}; continue with the same")
+        if self.cache.open_block:
+            self.cache.abort()
+        self.cache.restore(
+            {n.removeprefix("cache."): t for n, t in tensors.items() if n.startswith("cache.")}, meta["cache"]
+        )
+        self._text = self._context(tensors["text"], meta["branches"])
+        self.prompt = meta["prompt"]
+        device = self.denoiser.device
+        self._work = {
+            int(n.removeprefix("work.")): t.to(device, copy=True) for n, t in tensors.items() if n.startswith("work.")
+        }
+        given = sorted(int(n.removeprefix("given.")) for n in tensors if n.startswith("given."))
+        self._given = deque((self.grid[i], tensors[f"given.{i}"].to(device, copy=True)) for i in given)
+        self._entered, self._scene = meta["entered"], tuple(meta["scene"])  # type: ignore[assignment]
+        self._scene_end, self._call, self._calls = meta["scene_end"], meta["call"], meta["calls"]
+        pending = meta["pending"]
+        if pending is None:
+            self._pending = None
+        else:
+            self._pending = (self.grid[pending[0]], tensors["pending"].to(device, copy=True), pending[1])
+        self._history.clear()
+        if meta["history"]:
+            frames = tensors["history"].to(device, copy=True).split(1, dim=2)
+            self._history.extend(zip(meta["history"], frames, strict=True))
+        self._next_prompt = None
+        if meta["next_prompt"] is not None:
+            name, hard_cut = meta["next_prompt"]
+            self._next_prompt = (name, self._context(tensors["next_text"], meta["branches"]), hard_cut)
+        self._since, self._clock = {"model_calls": 0.0, "frames_processed": 0.0}, perf_counter()
+
+    def _context(self, embeds: Tensor, branches: int) -> TextContext:
+        if branches == 1:
+            return self.denoiser.encode_text(embeds)
+        negative, positive = embeds.chunk(2)
+        return self.denoiser.encode_text(positive, negative)
+
+
+def _save(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
