@@ -1,7 +1,8 @@
 """A FIFO roll on a transformer: passes over a latent queue, with Ouroboros-Diffusion's three additions.
 
-    start()      denoise the first clip and fill the queue from it
-    advance()    one pass; returns the latent frame that left, or None while the queue warms up
+    start()          denoise the first clip and fill the queue from it
+    start_from(...)  or fill it from frames that are there
+    advance()        one pass; returns the latent frame that left, or None while the queue warms up
 
 The windows of a pass read the state before it and are independent, so they travel as one batch (``window_batch``
 bounds it; a device that runs out of memory halves it). Prompts belong to frames: a window whose kept frames have two
@@ -79,6 +80,8 @@ class DiagonalRoll:
         additions: Ouroboros-Diffusion's parts; none is plain FIFO.
         window_batch: rows (windows x prompts) of a model call at most; 0 is all.
         first_frame: number of the frame that leaves first (a new scene goes on counting).
+        on_step: called after each step of the first clip with its latents and after each pass with the queue's:
+            (model calls so far, timestep of the noisiest frame, latents) to latents to go on with, or None.
 
     Raises:
         InputError: layers that the model does not have; a bank longer than a window.
@@ -96,6 +99,7 @@ class DiagonalRoll:
         additions: Additions | None = None,
         window_batch: int = 0,
         first_frame: int = 0,
+        on_step: Callable[[int, float, Tensor], Tensor | None] | None = None,
     ) -> None:
         self.denoiser, self.schedule, self.solver, self.shape = denoiser, schedule, solver, shape
         additions = additions or Additions()
@@ -103,19 +107,29 @@ class DiagonalRoll:
         self.window_batch = window_batch
         self._noise = noise
         self.queue = LatentQueue(schedule, solver, shape, device=denoiser.device)
-        self.prompts: list[RollPrompt] = []
+        self.prompts: dict[int, RollPrompt] = {}
         self.slot_prompts = [0] * schedule.slots
         self.calls = 0
+        self.frames_processed = 0
+        self.on_step = on_step
+        self.first_exit = 0
+        self._lead = 0
         self.follower: SubjectFollower | None = None
         if additions.follows_subject:
             self.follower = SubjectFollower(denoiser, schedule, additions.subject, additions.guidance, shape)
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def add_prompt(self, prompt: RollPrompt) -> int:
-        """Register a prompt; returns its id."""
-        self.prompts.append(prompt)
-        return len(self.prompts) - 1
+    def add_prompt(self, prompt: RollPrompt, key: int) -> None:
+        """Register a prompt under the number that ``prompt_of`` will answer."""
+        self.prompts[key] = prompt
+
+    def drop_prompt(self, key: int) -> bool:
+        """Forget a prompt that no frame of the queue has; whether that was so."""
+        if key in self.slot_prompts:
+            return False
+        self.prompts.pop(key, None)
+        return True
 
     def retarget(self, prompt: int) -> None:
         """From now on, all frames in the queue are denoised under this prompt: the published switch, gradual because
@@ -123,41 +137,70 @@ class DiagonalRoll:
         context = self.schedule.context_slots
         self.slot_prompts[context:] = [prompt] * self.schedule.levels
 
+    def reassign(self, prompt_of: Callable[[int], int]) -> None:
+        """Give every frame in the queue the prompt that ``prompt_of`` says it has."""
+        index = self.queue.pass_index
+        for slot in range(self.schedule.context_slots, self.schedule.slots):
+            self.slot_prompts[slot] = prompt_of(self.first_frame + max(0, self.number(index, slot)))
+
     # -- start ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start(self, prompt_of: Callable[[int], int], on_step: Callable[[int, int], None] | None = None) -> None:
+    def start(self, prompt_of: Callable[[int], int]) -> None:
         """Denoise the first clip and fill the queue.
 
         Args:
             prompt_of: number of a video frame to its prompt's id.
-            on_step: called as (step, steps) after each step of the clip.
         """
         schedule, first = self.schedule, self.first_frame
-        numbers = [max(first, first + schedule.entry(0, slot)) for slot in range(schedule.slots)]
-        self.slot_prompts = [prompt_of(number) for number in numbers]
+        self._place(prompt_of)
         f = schedule.window_frames
         clip_prompts = self.slot_prompts[-f:]
         noise = torch.stack([self._noise(first + m, ENTER) for m in range(f)], dim=2)
-        steps = 0
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            nonlocal steps
             whole = Window(0, 0, f, f)
             rows = [(whole, prompt) for prompt in dict.fromkeys(clip_prompts)]
             out = self._evaluate(rows, lambda _: (x, timesteps), tracked=False)
-            steps += 1
-            if on_step is not None:
-                on_step(steps, schedule.levels)
             return self._merge(out[whole], clip_prompts)
 
-        draw = None
-        if self.solver.eta:
-            draw = lambda level: torch.stack([self._noise(first + m, STEP + level) for m in range(f)], dim=2)  # noqa: E731
-        clip = run_first_clip(self.queue, noise, predict, draw)
+        def draw(level: int) -> Tensor:
+            return torch.stack([self._noise(first + m, STEP + level) for m in range(f)], dim=2)
+
+        def hook(level: int, x: Tensor) -> Tensor | None:
+            return None if self.on_step is None else self.on_step(self.calls, 1000.0 * schedule.sigmas[level], x)
+
+        clip = run_first_clip(self.queue, noise, predict, draw if self.solver.eta else None, hook)
         if schedule.init != "trajectory":
-            fill = torch.stack([self._noise(first + slot, FILL) for slot in range(schedule.levels)], dim=2)
-            self.queue.fill(clip, fill)
+            self._fill(clip)
+
+    @torch.no_grad()
+    def start_from(self, given: Tensor, prompt_of: Callable[[int], int]) -> None:
+        """Fill the queue from clean latents ``[B, C, K, h, w]``, re-noised: the frame that leaves first comes after
+        them. With fewer of them than levels, the first stands in for those that would come before it.
+
+        Raises:
+            InputError: the schedule's init is another than "renoise".
+        """
+        if self.schedule.init != "renoise":
+            raise InputError(f"init={self.schedule.init!r}: given frames can only be re-noised; use init='renoise'")
+        count = given.shape[2]
+        self._lead = count - self.schedule.window_frames
+        self.first_exit = count
+        self._place(prompt_of)
+        self._fill(given)
+
+    def _fill(self, clip: Tensor) -> None:
+        fill = [self._noise(self.first_frame + slot, FILL) for slot in range(self.schedule.levels)]
+        self.queue.fill(clip, torch.stack(fill, dim=2))
+
+    def _place(self, prompt_of: Callable[[int], int]) -> None:
+        numbers = [max(0, self.number(0, slot)) for slot in range(self.schedule.slots)]
+        self.slot_prompts = [prompt_of(self.first_frame + number) for number in numbers]
+
+    def number(self, index: int, slot: int) -> int:
+        """Number, within the scene, of the frame that is in ``slot`` before pass ``index``; negative: warm-up."""
+        return self.schedule.entry(index, slot) + self._lead
 
     # -- one pass ------------------------------------------------------------------------------------------------
 
@@ -182,7 +225,7 @@ class DiagonalRoll:
         if follower is None:
             outputs = self._evaluate(rows, queue.read)
         else:
-            with follower.watch_cleanest(self.prompts[0].text.branches):
+            with follower.watch_cleanest(self.prompts[self.slot_prompts[-1]].text.branches):
                 outputs = self._evaluate(rows, queue.read)
         predictions = {w: self._merge(outputs[w], self.slot_prompts[w.start : w.end]) for w in outputs}
         scores = {}
@@ -197,11 +240,16 @@ class DiagonalRoll:
             guidance=self.additions.guidance.strength,
             exact=self.additions.guidance.form == "exact",
         )
+        if self.on_step is not None:
+            context = self.schedule.context_slots
+            changed = self.on_step(self.calls, 1000.0, queue.latents_BCQhw[:, :, context:])
+            if changed is not None:
+                queue.latents_BCQhw[:, :, context:] = changed.to(queue.latents_BCQhw)
         return self._shift(prompt_of, index)
 
     def _shift(self, prompt_of: Callable[[int], int], index: int) -> Tensor | None:
         schedule = self.schedule
-        entering = self.first_frame + schedule.entry(index + 1, schedule.slots - 1)
+        entering = self.first_frame + self.number(index + 1, schedule.slots - 1)
         fresh = self._noise(entering, ENTER).to(self.queue.latents_BCQhw)
         prompt = prompt_of(entering)
         tail = self.additions.tail
@@ -213,7 +261,7 @@ class DiagonalRoll:
         self.slot_prompts = [*self.slot_prompts[1:], prompt]
         if self.follower is not None:
             self.follower.shift()
-        return leaving if schedule.exit_frame(index) is not None else None
+        return leaving if self.number(index, schedule.context_slots) >= self.first_exit else None
 
     def _step_noise(self, index: int) -> Tensor:
         noise = torch.zeros_like(self.queue.latents_BCQhw)
@@ -267,7 +315,7 @@ class DiagonalRoll:
         latents = torch.cat([x for x, _ in states]).to(device)
         timesteps = torch.stack([t for _, t in states]).repeat_interleave(batch, dim=0).to(device, torch.float32)
         text = gather_text([self.prompts[prompt].text for _, prompt in rows])
-        self.calls += 1
+        self._count(latents)
         if self.follower is None or not tracked:
             return self.denoiser.predict(latents, timesteps, text, self.guidance_scale)
         shown = self.follower.shown([(window, self.prompts[prompt].subject) for window, prompt in rows])
@@ -277,6 +325,10 @@ class DiagonalRoll:
         for (window, prompt), measured in zip(rows, torch.split(share.mean, batch), strict=True):
             self._record(window, prompt, measured)
         return velocity
+
+    def _count(self, latents: Tensor) -> None:
+        self.calls += 1
+        self.frames_processed += latents.shape[0] // self.shape[0] * latents.shape[2]
 
     def _record(self, window: Window, prompt: int, measured: Tensor) -> None:
         assert self.follower is not None
@@ -306,7 +358,7 @@ class DiagonalRoll:
         shown = self.follower.shown([(window, self.prompts[prompt].subject)])
         positions = self.prompts[prompt].positions
         velocity, score, measured = self.follower.score(window, latents, timesteps, conditional, positions, shown)
-        self.calls += 1
+        self._count(latents)
         self._record(window, prompt, measured)
         if unconditional is not None:
             plain = self.denoiser.predict(latents, timesteps, unconditional, 1.0)
@@ -319,7 +371,14 @@ class DiagonalRoll:
         """Everything that the next pass depends on, prompts and settings apart: tensors and JSON-able facts."""
         tensors, meta = self.queue.state_dict()
         tensors = {f"queue.{name}": value for name, value in tensors.items()}
-        meta = {"queue": meta, "slot_prompts": list(self.slot_prompts), "first_frame": self.first_frame}
+        meta = {
+            "queue": meta,
+            "slot_prompts": list(self.slot_prompts),
+            "first_frame": self.first_frame,
+            "first_exit": self.first_exit,
+            "lead": self._lead,
+            "calls": self.calls,
+        }
         if self.follower is not None:
             followed, meta["follower"] = self.follower.state_dict()
             tensors |= {f"follower.{name}": value for name, value in followed.items()}
@@ -335,7 +394,8 @@ class DiagonalRoll:
             raise InputError("state: saved under other additions; resume with the configuration it was saved under")
         self.queue.load_state_dict(_part(tensors, "queue."), meta["queue"])
         self.slot_prompts = list(meta["slot_prompts"])
-        self.first_frame = int(meta["first_frame"])
+        self.first_frame, self.first_exit = int(meta["first_frame"]), int(meta["first_exit"])
+        self._lead, self.calls = int(meta["lead"]), int(meta["calls"])
         if self.follower is not None:
             self.follower.load_state_dict(_part(tensors, "follower."), meta["follower"])
 

@@ -93,16 +93,23 @@ class LatentQueue:
         """Fill from a finished clip, re-noised to each slot's level (``init="renoise"`` and ``"uniform"``).
 
         Args:
-            clip: clean latents ``[B, C, f, h, w]``.
+            clip: clean latents ``[B, C, K, h, w]``: ``f`` frames, placed as ``schedule.source_frame`` says; another
+                number fill the last slots in order, the first of them standing in for any that are missing in front.
             noise: ``[B, C, Q, h, w]`` standard normal, or ``[B, C, T, h, w]`` when context frames are to stay clean.
         """
         schedule, top, context = self.schedule, self.schedule.levels, self.schedule.context_slots
         levels = torch.arange(1, top + 1)
-        source = [schedule.source_frame(int(level)) for level in levels]
+        count = clip.shape[2]
+        ahead = [0] * context
+        if count == schedule.window_frames:
+            source = [schedule.source_frame(int(level)) for level in levels]
+        else:
+            source = [max(0, count - top + int(level) - 1) for level in levels]
+            ahead = [max(0, count - top - context + slot) for slot in range(context)]
         clip = clip.to(self.latents_BCQhw)
         noise = noise.to(self.latents_BCQhw)
         self.latents_BCQhw[:, :, context:] = self.solver.add_noise(clip[:, :, source], noise[:, :, -top:], levels)
-        front = clip[:, :, :1].expand(-1, -1, context, -1, -1)
+        front = clip[:, :, ahead]
         if context and noise.shape[2] > top:
             front = self.solver.add_noise(front, noise[:, :, :context], torch.zeros(context, dtype=torch.long))
         self.latents_BCQhw[:, :, :context] = front
@@ -241,7 +248,11 @@ class LatentQueue:
 
 
 def run_first_clip(
-    queue: LatentQueue, noise: Tensor, predict: Callable[[Tensor, Tensor], Tensor], draw: Callable[[int], Tensor] | None
+    queue: LatentQueue,
+    noise: Tensor,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    draw: Callable[[int], Tensor] | None,
+    on_step: Callable[[int, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Denoise a clip of ``f`` frames, all at the same level, and put its states into a trajectory queue.
 
@@ -252,6 +263,7 @@ def run_first_clip(
         noise: ``[B, C, f, h, w]`` standard normal.
         predict: (latents ``[B, C, f, h, w]``, timesteps ``[f]``) to the model's output.
         draw: level to step noise like ``noise``; only for stochastic solvers.
+        on_step: (level before the step, latents after it) to latents to go on with, or None.
 
     Returns:
         The finished clip ``[B, C, f, h, w]``.
@@ -272,4 +284,7 @@ def run_first_clip(
             noise=None if draw is None else draw(level),
         )
         before = v
+        changed = None if on_step is None else on_step(level, x)
+        if changed is not None:
+            x = changed.to(x)
     return x

@@ -76,7 +76,7 @@ def make(
     for seed in range(texts):
         torch.manual_seed(seed)
         text = denoiser.encode_text(torch.randn(2, 5, 16), torch.randn(2, 5, 16))
-        roll.add_prompt(RollPrompt(text, ((1, 2), (0,)), ("subject", str(seed))))
+        roll.add_prompt(RollPrompt(text, ((1, 2), (0,)), ("subject", str(seed))), seed)
     return roll
 
 
