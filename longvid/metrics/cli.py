@@ -1,0 +1,186 @@
+"""``longvid eval``: measure video files, as a table, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longvid.errors import InputError
+
+if TYPE_CHECKING:
+    from longvid.metrics.report import VideoReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``eval`` command to ``app``."""
+    app.command("eval")(evaluate_videos)
+
+
+def evaluate_videos(
+    videos: Annotated[
+        list[Path], typer.Argument(metavar="VIDEO...", help="Video files to measure.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of a table.")] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw all videos into FIRST.metrics.png beside the first.")
+    ] = False,
+    plot_to: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw there instead (implies --plot).")] = None,
+    frames_per_block: Annotated[
+        int | None, typer.Option(min=1, help="Latent frames a generated block: measures seams.", show_default=False)
+    ] = None,
+    first_block: Annotated[
+        int | None, typer.Option(min=1, help="Latent frames of the first block, if others.", show_default=False)
+    ] = None,
+    temporal_stride: Annotated[int, typer.Option(min=1, help="Video frames a latent frame (Wan: 4).")] = 4,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="VIDEO", help="Compare frame by frame with this video.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Local CLIP or DINO folder: adds learned consistency. May be repeated."),
+    ] = None,
+) -> None:
+    """Measure drift, motion, flicker, seams and faults of videos, without any downloaded weights."""
+    from longvid.metrics.report import to_plain
+
+    if first_block is not None and frames_per_block is None:
+        raise InputError("first_block: needs --frames-per-block, the length of the other blocks")
+    reports = {video: _measure(video, frames_per_block, first_block, temporal_stride, not as_json) for video in videos}
+    extra: dict[Path, dict[str, Any]] = {video: {} for video in reports}
+    for video, found in extra.items():
+        if reference is not None:
+            found["fidelity"] = _fidelity(video, reference)
+        if weights:
+            found["learned"] = [_learned(video, folder) for folder in weights]
+    if plot or plot_to is not None:
+        from longvid.metrics.plots import plot_reports
+
+        target = plot_to or videos[0].with_suffix(".metrics.png")
+        plot_reports({str(video): report for video, report in reports.items()}, target)
+        typer.echo(f"plot: {target}", err=True)
+    if as_json:
+        rows = [{"video": str(v), **r.to_dict(), **to_plain(extra[v])} for v, r in reports.items()]
+        typer.echo(json.dumps({"videos": rows}, indent=1, allow_nan=False))
+    else:
+        _print_table(reports, extra)
+
+
+def _measure(
+    video: Path, frames_per_block: int | None, first_block: int | None, temporal_stride: int, show: bool
+) -> VideoReport:
+    from rich.console import Console
+
+    from longvid.metrics.report import evaluate_file
+
+    def begins(frame: int) -> bool:
+        if frames_per_block is None or frame < 1:
+            return False
+        first = 1 + ((first_block or frames_per_block) - 1) * temporal_stride
+        return frame >= first and (frame - first) % (frames_per_block * temporal_stride) == 0
+
+    with Console(stderr=True, quiet=not show).status(f"{video}") as status:
+        return evaluate_file(
+            video,
+            boundaries=begins,
+            temporal_stride=temporal_stride if frames_per_block else None,
+            on_frame=lambda n: status.update(f"{video}: {n} frames") if n % 16 == 0 else None,
+        )
+
+
+def _fidelity(video: Path, reference: Path) -> Any:
+    from longvid.metrics.fidelity import compare
+    from longvid.metrics.reader import VideoReader
+
+    return compare(VideoReader(video), VideoReader(reference))
+
+
+def _learned(video: Path, folder: Path) -> Any:
+    from longvid.metrics.learned import learned_consistency, load_encoder
+    from longvid.metrics.reader import VideoReader
+
+    reader = VideoReader(video)
+    return learned_consistency(reader, reader.fps, load_encoder(folder))
+
+
+def _print_table(reports: dict[Path, VideoReport], extra: dict[Path, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [dict(headline(report)) for report in reports.values()]
+    for column, found in zip(columns, extra.values(), strict=True):
+        column.update(_extra_rows(found))
+    table = Table("metric", *(str(video) for video in reports), title="Video metrics", title_justify="left")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "-") for column in columns))
+    console = Console()
+    console.print(table)
+    for video, report in reports.items():
+        if report.truncated:
+            console.print(f"{video}: ends in damaged data; measured are the {report.frames} frames before it")
+        reasons: dict[str, list[str]] = {}
+        for name, reason in report.skipped.items():
+            reasons.setdefault(reason, []).append(name.removeprefix("drift."))
+        for reason, names in reasons.items():
+            console.print(f"{video}: not measured: {', '.join(names)} ({reason})", highlight=False)
+
+
+def headline(report: VideoReport) -> list[tuple[str, str]]:
+    """The report's table: (metric, value with unit), identity drift beside the motion it must be read with."""
+    rows = [("length", f"{report.seconds:.1f} s, {report.frames} frames, {report.width}x{report.height}")]
+    if report.identity is not None:
+        i = report.identity
+        note = "" if i.counts else f"  (frozen {i.frozen:.0%} of the time: does not count)"
+        rows.append(("identity drift, mean / worst / last", f"{i.mean:.2f} / {i.worst:.2f} / {i.last:.2f}{note}"))
+    if report.motion is not None:
+        m = report.motion
+        rows.append(("motion, top 5 % / mean (px/frame)", f"{m.top5:.2f} / {m.mean:.2f}"))
+        rows.append(("dynamic degree, moving pairs", f"{m.dynamic_degree:.0%}, {m.moving_pairs:.0%}"))
+        rows.append(("smoothness", f"{m.smoothness:.4f}"))
+    if report.flicker is not None:
+        rows.append(
+            ("flicker score (VBench) / luma flutter", f"{report.flicker.score:.4f} / {report.flicker.luminance:.2f}")
+        )
+    for name in ("brightness", "contrast", "saturation", "sharpness", "motion"):
+        if name in report.drift:
+            d, s = report.drift[name], report.drift[name].slope
+            rows.append(
+                (
+                    f"{name}, first -> last (worst)",
+                    f"{d.first:.3g} -> {d.last:.3g} ({d.worst:.3g} at {d.worst_at:.0f} s)",
+                )
+            )
+            rows.append((f"{name}, slope a minute", f"{s.per_minute:+.3g} [{s.low:+.3g}, {s.high:+.3g}]"))
+    if report.hue is not None:
+        h = report.hue
+        rows.append(
+            ("hue: similarity, turn, colour distance", f"{h.similarity:.1f} %, {h.degrees:.1f} deg, {h.delta_e:.1f}")
+        )
+    for name, seam in report.seams.items():
+        rows.append((f"seam: {name} at blocks / elsewhere", f"{seam.ratio:.2f} [{seam.low:.2f}, {seam.high:.2f}]"))
+    if report.consistency is not None:
+        pairs = zip(report.consistency.lags, report.consistency.similarity, strict=True)
+        rows.append(("similarity after", ", ".join(f"{lag:g} s {value:.2f}" for lag, value in pairs if lag >= 1)))
+    if report.loop_back is not None:
+        loop = report.loop_back
+        rows.append(("falls back to the start", f"{loop.events} ({loop.share:.0%} of the time)"))
+    f = report.faults
+    rows.append(("frozen / black / blank / burnt", f"{f.frozen:.0%} / {f.black:.0%} / {f.blank:.0%} / {f.burnt:.0%}"))
+    rows.append(("cuts / flashes", f"{f.cuts} / {f.flashes}"))
+    return rows
+
+
+def _extra_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if "fidelity" in found:
+        f = found["fidelity"]
+        diverged = "never" if f.diverged_at is None else f"frame {f.diverged_at}"
+        rows.append(("to reference: identical frames, PSNR", f"{f.identical} of {f.frames}, {f.psnr:.1f} dB"))
+        rows.append(("to reference: under 30 dB from", diverged))
+    for learned in found.get("learned", ()):
+        rows.append(
+            (f"consistency, {learned.encoder}", f"{learned.score:.4f} (last 5 s to first {learned.last_to_first:.4f})")
+        )
+    return rows
