@@ -28,6 +28,7 @@ from .layer_store import CallView, LayerStore, Rotary, Scratch
 from .policies.participative import ParticipativePolicy, view_of
 from .policies.plan import Plan, Policy, RecachePlan, View
 from .selection import TokenSelector
+from .snapshot import check_integrity, restore_snapshot, take_snapshot
 
 Kind = Literal["denoise", "commit"]
 Phase = int | float | None
@@ -239,7 +240,7 @@ class FrameKVCache:
 
     def begin_recache(self, newest: Sequence[int], keep_sink: bool) -> None:
         """Open a re-encoding of the clean frames `newest`; run one "commit" call that carries them all, then
-        `commit_recache()`. keep_sink: sinks keep their old prompt's keys and values once the history outgrew the window.
+        `commit_recache()`. keep_sink: sinks keep the old prompt's keys and values once the history outgrew the window.
         """
         if self._open:
             raise ValueError(f"begin_recache(): block {list(self._open)} is open; commit or abort it first")
@@ -298,7 +299,7 @@ class FrameKVCache:
         used = set(self._slots.values())
         free = [slot for slot in range(self.policy.capacity) if slot not in used][:frames]
         if len(free) < frames:
-            raise ValueError(f"frames={frames}: only {len(free)} of {self.policy.capacity} slots are free")
+            raise RuntimeError(f"frames={frames}: only {len(free)} of {self.policy.capacity} slots are free")
         return tuple(free)
 
     def _resolve(self, view: View, *, stored: bool, raw: bool, skip: int = 0) -> CallView:
@@ -387,102 +388,15 @@ class FrameKVCache:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError when the bookkeeping contradicts itself or a resident value is not finite."""
-        problems = []
-        if self._compress:
-            for i, store in enumerate(self.layers):
-                selector = store.selector
-                assert selector is not None
-                frames = selector.frames[:, : selector.length]
-                if selector.length > store.keys.shape[1]:
-                    problems.append(f"layer {i} holds {selector.length} tokens in {store.keys.shape[1]}")
-                if bool((frames[:, 1:] < frames[:, :-1]).any()):
-                    problems.append(f"layer {i}: tokens are not in temporal order")
-                if not bool(torch.isfinite(store.keys[:, : selector.length]).all()):
-                    problems.append(f"layer {i}: a key is not finite")
-        else:
-            slots = [self._slots.get(f, -1) for f in self._order]
-            if sorted(self._slots) != sorted(self._order):
-                problems.append("frames in order and frames in slots differ")
-            if len(set(slots)) != len(slots) or any(not 0 <= s < self.policy.capacity for s in slots):
-                problems.append(f"slots {slots} collide or leave the storage")
-            if set(slots) & set(self._own_slots):
-                problems.append("the open block would overwrite a resident frame")
-            if self._order != sorted(self._order):
-                problems.append(f"frames {self._order} are not in temporal order")
-            if slots[: self.policy.sink] != list(range(min(self.policy.sink, len(slots)))):
-                problems.append("sink frames are not in the first slots")
-            t = self.tokens_per_frame
-            for slot in slots:
-                if not bool(torch.isfinite(self._keys[:, :, slot * t : (slot + 1) * t]).all()):
-                    problems.append(f"slot {slot}: a key is not finite")
-        if problems:
-            raise RuntimeError("cache: " + "; ".join(problems))
+        check_integrity(self)
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that is resident, as safetensors-ready CPU tensors and JSON-able facts. Exact. Between blocks only."""
-        if self._open:
-            raise ValueError(f"snapshot(): block {list(self._open)} is open; commit or abort it first")
-        t = self.tokens_per_frame
-        if self._compress:
-            tokens = max(store.selector.length for store in self.layers if store.selector)
-        else:
-            tokens = (max(self._slots.values()) + 1) * t if self._slots else 0
-        tensors = {"keys": _save(self._keys[:, :, :tokens]), "values": _save(self._values[:, :, :tokens])}
-        if self._raw is not None:
-            tensors["raw"] = _save(self._raw[:, :, : min(tokens, self._raw.shape[2])])
-        if self._merged and self._masters is not None:
-            tensors["master_keys"], tensors["master_values"] = map(_save, self._masters)
-        meta: dict[str, Any] = {
-            "policy": self.policy.name,
-            "capacity": self.policy.capacity,
-            "tokens": tokens,
-            "order": self._order,
-            "slots": [self._slots[f] for f in self._order],
-            "phases": self._phases,
-            "memory": self._memory,
-            "merged": self._merged,
-        }
-        for i, store in enumerate(self.layers):
-            if store.selector is not None:
-                own, facts = store.selector.snapshot()
-                tensors |= {f"selector.{i}.{name}": _save(tensor) for name, tensor in own.items()}
-                meta[f"selector.{i}"] = facts
-        return tensors, meta
+        return take_snapshot(self)
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Become what `snapshot` saw. Raises ValueError when it came from another policy or size."""
-        for name, mine in (("policy", self.policy.name), ("capacity", self.policy.capacity)):
-            if meta[name] != mine:
-                raise ValueError(
-                    f"{name}={meta[name]!r}: this cache has {name}={mine!r}; restore with the same settings"
-                )
-        expected = (*self._keys.shape[:2], meta["tokens"], *self._keys.shape[3:])
-        if tuple(tensors["keys"].shape) != expected:
-            raise ValueError(f"keys: the snapshot has shape {tuple(tensors['keys'].shape)}, this cache {expected}")
-        self.reset()
-        self._keys[:, :, : meta["tokens"]] = tensors["keys"].to(self._keys)
-        self._values[:, :, : meta["tokens"]] = tensors["values"].to(self._values)
-        if self._raw is not None:
-            self._raw[:, :, : tensors["raw"].shape[2]] = tensors["raw"].to(self._raw)
-        if meta["merged"]:
-            self._masters = (
-                tensors["master_keys"].to(self._keys.device, copy=True),
-                tensors["master_values"].to(self._keys.device, copy=True),
-            )
-        self._order = list(meta["order"])
-        self._slots = dict(zip(self._order, meta["slots"], strict=True))
-        self._phases = list(meta["phases"])
-        self._memory = dict(meta["memory"])
-        self._merged = bool(meta["merged"])
-        for i, store in enumerate(self.layers):
-            if store.selector is not None:
-                prefix = f"selector.{i}."
-                own = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-                store.selector.restore(own, meta[f"selector.{i}"])
-
-
-def _save(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+        """Become what `snapshot` saw. Raises InputError when it came from another policy or size."""
+        restore_snapshot(self, tensors, meta)
 
 
 def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:

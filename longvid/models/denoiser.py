@@ -51,13 +51,16 @@ class Denoiser:
     """Owns the wiring between one transformer and the caches of its rollouts.
 
     transformer: diffusers' WanTransformer3DModel, text-to-video. Its class, weights and state-dict keys stay as they
-    are; its parameterless position and timestep modules and its attention processors are exchanged (`release()` puts the stock ones back). Several caches and
-    prompts may take turns on one Denoiser.
+    are; its parameterless position and timestep modules and its attention processors are exchanged (`release()` puts
+    the stock ones back). Several caches and prompts may take turns on one Denoiser.
 
-    attend: another self-attention function for cached calls, see `AttentionCall`.
+    attend: another self-attention function for cached calls, see `AttentionCall`. device: where calls run, when that is
+    not where the weights lie (offloading).
     """
 
-    def __init__(self, transformer: Any, attend: Attend | None = None) -> None:
+    def __init__(
+        self, transformer: Any, attend: Attend | None = None, device: torch.device | str | None = None
+    ) -> None:
         config = transformer.config
         if config.patch_size[0] != 1:
             raise ValueError(f"patch_size={tuple(config.patch_size)}: the temporal patch must be 1")
@@ -66,6 +69,7 @@ class Denoiser:
                 "transformer: image-conditioned Wan checkpoints (image_dim) are not supported; use text-to-video"
             )
         self.transformer, self.attend = transformer, attend
+        self.device = torch.device(device or transformer.patch_embedding.weight.device)
         self.heads, self.head_dim = config.num_attention_heads, config.attention_head_dim
         self.channels, self.text_dim = config.in_channels, config.text_dim
         self._patch = tuple(config.patch_size)
@@ -114,10 +118,6 @@ class Denoiser:
     def dtype(self) -> torch.dtype:
         return self.transformer.patch_embedding.weight.dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.patch_embedding.weight.device
-
     def rotary(self, height: int, width: int) -> RotaryTables:
         """The tables of a latent size. Raises ValueError when the patch does not divide it."""
         for name, size, patch in (("height", height, self._patch[1]), ("width", width, self._patch[2])):
@@ -155,8 +155,12 @@ class Denoiser:
         embeds = prompt_embeds if negative_embeds is None else torch.cat([negative_embeds, prompt_embeds])
         if embeds.ndim != 3 or embeds.shape[-1] != self.text_dim:
             raise ValueError(f"prompt_embeds: shape {tuple(embeds.shape)} must be [batch, tokens, {self.text_dim}]")
-        text = self.transformer.condition_embedder.text_embedder(embeds.to(self.device, self.dtype))
-        layers = [TextAttentionProcessor.keys_values(block.attn2, text) for block in self.transformer.blocks]
+        model = self.transformer
+        text = model.condition_embedder.text_embedder(embeds.to(model.patch_embedding.weight.device, self.dtype))
+        layers = [
+            tuple(x.to(self.device) for x in TextAttentionProcessor.keys_values(block.attn2, text))
+            for block in model.blocks
+        ]
         return TextContext(layers, embeds.detach(), branches=1 if negative_embeds is None else 2)
 
     # ---------------------------------------------------------------- model calls

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NoiseSource = Callable[[int, int, tuple[int, ...]], Tensor]
-"""(block, step, shape) -> standard normal float32 on the CPU; step 0 is the initial noise, step i the draw before it."""
+"""(block, step, shape) -> standard normal float32 on the CPU; step 0: initial noise, step i: the draw before it."""
 
 
 def noise_for(seed: int, block: int, step: int, shape: Sequence[int]) -> Tensor:

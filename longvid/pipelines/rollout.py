@@ -21,6 +21,7 @@ from torch import Tensor
 from longvid.errors import InputError
 
 from ..cache.policies import Policy
+from ..cache.snapshot import cpu_copy
 from ..models.denoiser import Denoiser, TextContext
 from .noise import NoiseSource
 from .schedules.blocks import Block, BlockGrid, Schedule
@@ -48,9 +49,10 @@ class Rollout(Iterator[LatentBlock]):
 
     sigmas: noise level of each step, falling (the schedule has as many steps). sampler: "renoise" (predict x0, then
     fresh noise at the next level) or "euler" (x + (sigma' - sigma) v). frames: latent frames in all, initial ones
-    included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch, "none"
+    included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch "none"
     keeps the keys, "window" re-encodes the recent frames under the new prompt, "all" the sink too. encode: what turns
-    `set_prompt`'s text into a TextContext. initial: latents [B, C, F, h, w] to continue from.
+    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each takes effect at the
+    first block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
 
     Raises InputError for lengths that are no whole number of blocks; FloatingPointError when a block is not finite.
     """
@@ -75,6 +77,7 @@ class Rollout(Iterator[LatentBlock]):
         initial: Tensor | None = None,
         encode: Callable[[str], TextContext] | None = None,
         prompt: str | None = None,
+        switches: Sequence[tuple[int, str, bool]] = (),
         on_step: StepHook | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class Rollout(Iterator[LatentBlock]):
         self._pending: tuple[Block, Tensor, float] | None = None  # clean, out, not committed; its commit timestep
         self._history: deque[tuple[int, Tensor]] = deque(maxlen=policy.capacity)  # clean frames, for a recache
         self._next_prompt: tuple[str | None, TextContext, bool] | None = None
+        self._switches = deque(switches)
         self._since = {"model_calls": 0.0, "frames_processed": 0.0}
         self._clock = perf_counter()
 
@@ -148,6 +152,9 @@ class Rollout(Iterator[LatentBlock]):
     def _next_window(self) -> list[tuple[Block, int]] | None:
         """The next call's (block, step) pairs; prompt switches happen here, where a block may enter."""
         while True:
+            if self._next_prompt is None and self._switches and self.grid[self._entered].start >= self._switches[0][0]:
+                _, prompt, cut = self._switches.popleft()
+                self.set_prompt(prompt, hard_cut=cut)
             first = self._scene[1]
             left = None if self.blocks is None else self.blocks - first
             if self._scene_end is not None:
@@ -332,13 +339,13 @@ class Rollout(Iterator[LatentBlock]):
             self.cache.abort()
         tensors, cache = self.cache.snapshot()
         tensors = {f"cache.{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {f"work.{index}": _save(latents) for index, latents in self._work.items()}
-        tensors |= {f"given.{block.index}": _save(latents) for block, latents in self._given}
+        tensors |= {f"work.{index}": cpu_copy(latents) for index, latents in self._work.items()}
+        tensors |= {f"given.{block.index}": cpu_copy(latents) for block, latents in self._given}
         if self._pending is not None:
-            tensors["pending"] = _save(self._pending[1])
+            tensors["pending"] = cpu_copy(self._pending[1])
         if self._history:
-            tensors["history"] = _save(torch.cat([latents for _, latents in self._history], dim=2))
-        tensors["text"] = _save(self._text.embeds)
+            tensors["history"] = cpu_copy(torch.cat([latents for _, latents in self._history], dim=2))
+        tensors["text"] = cpu_copy(self._text.embeds)
         meta: dict[str, Any] = {
             "settings": self._fingerprint(),
             "cache": cache,
@@ -353,9 +360,10 @@ class Rollout(Iterator[LatentBlock]):
             "pending": None if self._pending is None else [self._pending[0].index, self._pending[2]],
             "history": [frame for frame, _ in self._history],
             "next_prompt": None,
+            "switches": [list(switch) for switch in self._switches],
         }
         if self._next_prompt is not None:
-            tensors["next_text"] = _save(self._next_prompt[1].embeds)
+            tensors["next_text"] = cpu_copy(self._next_prompt[1].embeds)
             meta["next_prompt"] = [self._next_prompt[0], self._next_prompt[2]]
         return tensors, meta
 
@@ -389,6 +397,7 @@ class Rollout(Iterator[LatentBlock]):
         if meta["history"]:
             frames = tensors["history"].to(device, copy=True).split(1, dim=2)
             self._history.extend(zip(meta["history"], frames, strict=True))
+        self._switches = deque((frame, prompt, cut) for frame, prompt, cut in meta["switches"])
         self._next_prompt = None
         if meta["next_prompt"] is not None:
             name, hard_cut = meta["next_prompt"]
@@ -400,7 +409,3 @@ class Rollout(Iterator[LatentBlock]):
             return self.denoiser.encode_text(embeds)
         negative, positive = embeds.chunk(2)
         return self.denoiser.encode_text(positive, negative)
-
-
-def _save(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,4 +1,4 @@
-"""Reading a golden case: tensors, facts, the tiny model. Latents on disk are [B, F, C, h, w], in longvid [B, C, F, h, w]."""
+"""Reading a golden case: tensors, facts, the tiny model. Latents are [B, F, C, h, w] on disk, ours [B, C, F, h, w]."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class ParticipativePolicy:
         require(max_reuse >= 0, f"max_reuse={max_reuse}: must be 0 (no limit) or more")
         require(
             recent >= frames_per_block,
-            f"recent={recent}: must cover the current block ({frames_per_block} frames), whose tokens cannot be dropped",
+            f"recent={recent}: must cover the current block ({frames_per_block} frames), whose tokens stay",
         )
         require(
             budget >= sink + recent,

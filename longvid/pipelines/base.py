@@ -1,0 +1,429 @@
+"""LongVideoPipeline: diffusers' conventions at the edge, the rollout loop inside.
+
+A pipeline is a transformer, a VAE and a text encoder; a method (`configs/*.yaml`) says how a long video is made of
+them. Subclasses only name their method.
+
+Shape letters: B batch, C channels, F latent frames, T video frames, H W pixels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from longvid.config import MethodConfig
+from longvid.errors import InputError
+from longvid.models.denoiser import Denoiser, TextContext
+from longvid.models.vae_stream import streaming_decoder, streaming_encoder
+
+from .noise import SeededNoise
+from .request import ModelFacts, Request, resolve
+from .rollout import Rollout, StepHook
+from .schedules.chunk import ChunkSchedule
+from .schedules.rolling import RollingSchedule
+from .text import embed_prompts
+
+DEFAULT_FPS = 16
+DEFAULT_SIZE = (480, 832)  # of the Wan 1.3B checkpoints, when the model folder does not say
+
+
+@dataclass
+class LongVideoPipelineOutput(BaseOutput):
+    """frames: as diffusers' video pipelines return them, one entry a video: numpy [T, H, W, 3] in [0, 1], lists of PIL
+    images, tensors [T, 3, H, W], or latents [B, C, F, h, w] for output_type="latent"."""
+
+    frames: Any
+
+
+@dataclass(frozen=True, slots=True)
+class VideoChunk:
+    """Newly finished frames: uint8 [T, H, W, 3], the index-th block, from video frame `start_frame` on.
+
+    stats: model_calls, frames_processed and seconds of the block.
+    """
+
+    frames: np.ndarray
+    index: int
+    start_frame: int
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class LongVideoPipeline(DiffusionPipeline):
+    """Long video by any method that runs on the rollout loop.
+
+    transformer: diffusers' WanTransformer3DModel. vae: AutoencoderKLWan or AutoencoderTinyVideo. text_encoder,
+    tokenizer: UMT5 and its tokenizer, or a CaptionEncoder and None. scheduler: kept for diffusers' folder format.
+
+    The other arguments are the model's own sampling defaults (None: not given, the method's count). They are written
+    to model_index.json and overrule the method; explicit call arguments overrule them. train_frames: latent frames of
+    the clips it was trained on. height, width: pixels. fps: of the videos.
+    """
+
+    method_name: ClassVar[str] = "self-forcing"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer", "scheduler"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        scheduler: Any = None,
+        frames_per_block: int | None = None,
+        steps: list | None = None,
+        shift: int | float | None = None,
+        sampler: str | None = None,
+        guidance_scale: int | float | None = None,
+        fps: int | float | None = None,
+        train_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.register_to_config(
+            frames_per_block=frames_per_block,
+            steps=None if steps is None else list(steps),
+            shift=shift,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            fps=fps,
+            train_frames=train_frames,
+            height=height,
+            width=width,
+        )
+        self._method: str | MethodConfig = self.method_name
+        self._overrides: Mapping[str, Any] | None = None
+        self._wired: Denoiser | None = None
+        self.video_processor = VideoProcessor(vae_scale_factor=self._facts.spatial)
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def _facts(self) -> ModelFacts:
+        vae, config = self.vae.config, self.config
+        spatial = getattr(vae, "scale_factor_spatial", None) or 8
+        height, width = config.height or DEFAULT_SIZE[0], config.width or DEFAULT_SIZE[1]
+        return ModelFacts(
+            spatial=spatial * self.transformer.config.patch_size[1],
+            temporal=getattr(vae, "scale_factor_temporal", None) or 4,
+            fps=float(config.fps or DEFAULT_FPS),
+            height=height,
+            width=width,
+            defaults=dict(config),
+        )
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the videos."""
+        return self._facts.fps
+
+    def use_method(self, method: str | MethodConfig, overrides: Mapping[str, Any] | None = None) -> LongVideoPipeline:
+        """Render with another method or other constants from now on; returns self.
+
+        A name takes the model's sampling defaults into account, a ready MethodConfig is used as it is. overrides:
+        nested values over either, such as {"cache": {"window": 12}}.
+        """
+        self._method, self._overrides = method, overrides
+        return self
+
+    @property
+    def method(self) -> MethodConfig:
+        """The method in force: preset, model defaults and overrides resolved."""
+        from longvid.presets import resolve_method
+
+        defaults = self._facts.defaults if isinstance(self._method, str) else None
+        return resolve_method(self._method, model_defaults=defaults, overrides=self._overrides)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The transformer, wired to frame caches."""
+        if self._wired is None or self._wired.transformer is not self.transformer:
+            self._wired = Denoiser(self.transformer, device=self._execution_device)
+        self._wired.device = self._execution_device
+        return self._wired
+
+    # ---------------------------------------------------------------- requests
+
+    def check_inputs(self, prompt: str | Sequence[str], **arguments: Any) -> Request:
+        """Check and resolve the arguments of a call without touching a weight. Raises InputError, one line."""
+        method, overrides = arguments.pop("method", None) or self._method, self._overrides
+        return resolve(method, self._facts, prompt, overrides=overrides, **arguments)
+
+    def encode_prompt(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prompt (and negative prompt) embeddings, each [B, L_text, text_dim]."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        embeds = embed_prompts(self, prompts)
+        return embeds, None if negative is None else embed_prompts(self, list(negative), quiet=True)
+
+    def _context(self, prompts: Sequence[str], request: Request) -> TextContext:
+        embeds, negative = self.encode_prompt(prompts, request.negative if request.guided else None)
+        return self.denoiser.encode_text(embeds, negative)
+
+    def _initial_latents(
+        self, image: Any, video: Any, latents: Tensor | None, height: Any, width: Any
+    ) -> Tensor | None:
+        """Latents [B, C, F, h, w] of an image or clip to continue from."""
+        given = [
+            name for name, value in (("image", image), ("video", video), ("latents", latents)) if value is not None
+        ]
+        if not given:
+            return None
+        if len(given) > 1:
+            raise InputError(f"{', '.join(given)}: give one of them")
+        if latents is not None:
+            return latents
+        size = (height or self._facts.height, width or self._facts.width)
+        if image is not None:
+            pixels = self.video_processor.preprocess(image, height=size[0], width=size[1])[:, :, None]
+        else:
+            pixels = self.video_processor.preprocess_video(video, height=size[0], width=size[1])
+            k = self._facts.temporal
+            if (pixels.shape[2] - 1) % k:
+                low = 1 + (pixels.shape[2] - 1) // k * k
+                raise InputError(f"video: {pixels.shape[2]} frames; must be {k}k+1; nearest {low} or {low + k}")
+        with torch.no_grad():
+            return streaming_encoder(self.vae).encode(pixels.to(self._execution_device, self.vae.dtype))
+
+    # ---------------------------------------------------------------- four ways to get a video
+
+    def rollout(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: Any = None,
+        video: Any = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        attention: Any = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **arguments: Any,
+    ) -> Rollout:
+        """A rollout of latent blocks; iterate it. Arguments as `__call__`; without a length it is endless."""
+        return self._start(
+            prompt,
+            image=image,
+            video=video,
+            latents=latents,
+            height=height,
+            width=width,
+            attention=attention,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+            endless=True,
+            **arguments,
+        )[1]
+
+    def _start(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: Any = None,
+        video: Any = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        attention: Any = None,
+        callback: Callable[..., Any] | None = None,
+        callback_inputs: Sequence[str] = ("latents",),
+        **arguments: Any,
+    ) -> tuple[Request, Rollout]:
+        if unknown := [name for name in callback_inputs if name not in self._callback_tensor_inputs]:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs={unknown}: must be among {self._callback_tensor_inputs}"
+            )
+        # Everything that can be refused is refused here, before weights run; then again with the given frames' count.
+        request = self.check_inputs(prompt, height=height, width=width, **arguments)
+        initial = self._initial_latents(image, video, latents, request.height, request.width)
+        if initial is not None:
+            request = self.check_inputs(
+                prompt,
+                height=height,
+                width=width,
+                given_frames=initial.shape[2],
+                **arguments | {"seed": list(request.seeds), "generator": None},
+            )
+            initial = initial.expand(request.batch, -1, -1, -1, -1)
+        hook = None if callback is None else self._step_hook(callback)
+        with torch.no_grad():
+            return request, self._make_rollout(request, initial, hook, attention)
+
+    def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: Any) -> Any:
+        """The loop for a request. Subclasses with a schedule of their own override this."""
+        schedule, cache = request.method.schedule, request.method.cache
+        if schedule.kind not in ("chunk", "rolling"):
+            raise InputError(f"schedule.kind={schedule.kind!r}: {type(self).__name__} runs 'chunk' and 'rolling'")
+        if schedule.sampler not in ("renoise", "euler"):
+            raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
+        vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
+        kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
+        return Rollout(
+            self.denoiser,
+            kinds[schedule.kind](len(request.sigmas)),
+            request.policy(),
+            self._context(request.prompts, request),
+            grid=request.grid,
+            sigmas=request.sigmas,
+            noise=SeededNoise(request.seeds),
+            height=request.height // vae_factor,
+            width=request.width // vae_factor,
+            frames=request.latent_frames,
+            sampler=schedule.sampler,
+            context_noise=cache.context_noise,
+            guidance_scale=schedule.guidance_scale,
+            recache=cache.recache,
+            initial=initial,
+            encode=lambda text: self._context([text] * request.batch, request),
+            prompt=request.prompts[0],
+            switches=[(s.frame, s.text, s.cut) for s in request.switches],
+            on_step=on_step,
+        )
+
+    def _step_hook(self, callback: Callable[..., Any]) -> StepHook:
+        def hook(step: int, timestep: float, latents: Tensor) -> Tensor | None:
+            given = callback(self, step, timestep, {"latents": latents})
+            return given.get("latents") if isinstance(given, Mapping) else None
+
+        return hook
+
+    @torch.no_grad()
+    def decoded(self, rollout: Any, frames: int | None, decoder: Any = None) -> Iterator[tuple[Any, Tensor]]:
+        """(block, its video float32 [B, 3, T, H, W] in [-1, 1]), cut to `frames` video frames in all.
+
+        decoder: a streaming decoder to go on with; a new one when None.
+        """
+        decoder = decoder or streaming_decoder(self.vae)
+        k = self._facts.temporal
+        for block in rollout:
+            start = 0 if block.start_frame == 0 else 1 + (block.start_frame - 1) * k
+            video = decoder.decode(block.latents.to(self.vae.dtype))
+            if frames is not None:
+                video = video[:, :, : max(0, frames - start)]
+            if video.shape[2]:
+                yield block, video
+
+    def stream(self, prompt: str, **arguments: Any) -> Iterator[VideoChunk]:
+        """Frames as they become ready. Arguments as `__call__`, one video; without a length the stream is endless.
+
+        Arguments are checked at the call, not at the first chunk.
+        """
+        request, rollout = self._start(prompt, endless=True, **_callback_names(arguments))
+        if request.batch != 1:
+            raise InputError(f"prompt: {request.batch} videos asked for; a stream shows one")
+        return self._chunks(request, rollout)
+
+    def _chunks(self, request: Request, rollout: Any) -> Iterator[VideoChunk]:
+        k = self._facts.temporal
+        for block, video in self.decoded(rollout, request.frames):
+            start = 0 if block.start_frame == 0 else 1 + (block.start_frame - 1) * k
+            yield VideoChunk(to_uint8(video)[0], block.index, start, block.stats)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        seconds: float | None = None,
+        num_frames: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        image: Any = None,
+        video: Any = None,
+        latents: Tensor | None = None,
+        attention: Any = None,
+        method: str | MethodConfig | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LongVideoPipelineOutput | tuple[Any]:
+        """Make whole videos.
+
+        prompt: text, a prompt schedule ("a[5s] | b[10s#]"), or a list of texts (a batch). seconds or num_frames (4k+1):
+        the length. seed or generator: sample i of a batch draws with seed + i. image: a first frame. video: frames to
+        go on from, 4k+1. latents: normalised latents [B, C, F, h, w] to go on from. method, attention: by name, for
+        this call. output_type: "np", "pil", "pt" or "latent". callback_on_step_end(pipe, step, timestep, {"latents"})
+        may return {"latents": ...} to use instead.
+
+        Raises InputError (a ValueError) for anything that cannot be made, before the model runs.
+        """
+        if output_type not in ("np", "pil", "pt", "latent"):
+            raise InputError(f"output_type={output_type!r}: must be 'np', 'pil', 'pt' or 'latent'")
+        request, rollout = self._start(
+            prompt,
+            image=image,
+            video=video,
+            latents=latents,
+            height=height,
+            width=width,
+            attention=attention,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+            negative_prompt=negative_prompt,
+            seconds=seconds,
+            num_frames=num_frames,
+            seed=seed,
+            generator=generator,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            num_videos_per_prompt=num_videos_per_prompt,
+            method=method,
+        )
+        total = request.grid.count(request.latent_frames or 1)
+        with self.progress_bar(total=total) as progress:
+            if output_type == "latent":
+                parts = []
+                for block in rollout:
+                    parts.append(block.latents)
+                    progress.update()
+                frames: Any = torch.cat(parts, dim=2)
+            else:
+                parts = []
+                for _, piece in self.decoded(rollout, request.frames):
+                    parts.append(piece.cpu())
+                    progress.update()
+                frames = self.video_processor.postprocess_video(torch.cat(parts, dim=2), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return LongVideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def render(self, prompt: str, path: str | Path, **arguments: Any) -> Any:
+        """Make a video straight to disk, block by block; see longvid.pipelines.render.render_video."""
+        from .render import render_video
+
+        return render_video(self, prompt, path, **arguments)
+
+
+def _callback_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' names of the callback arguments -> ours."""
+    names = {"callback_on_step_end": "callback", "callback_on_step_end_tensor_inputs": "callback_inputs"}
+    return {names.get(name, name): value for name, value in arguments.items()}
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """Video [B, 3, T, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3], on the CPU."""
+    pixels = ((video.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()

@@ -1,0 +1,165 @@
+"""longvid.load: a model by name, folder or hub id, with a method by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+import longvid
+from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
+from longvid.errors import ModelError
+from longvid.presets import resolve_method
+
+from .base import LongVideoPipeline
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    method: str | MethodConfig | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    **components: Any,
+) -> LongVideoPipeline:
+    """A ready pipeline.
+
+    model: "embedded" (ships in the package), a local folder (diffusers' format, or Wan's original one), or a hub id.
+    method: a name of `longvid methods`, or a MethodConfig that is used as it is. device: where it runs; the GPU when
+    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU. overrides: nested values over the method,
+    {"cache": {"window": 12}}. components: diffusers components to use in place of the folder's.
+
+    Raises UnknownNameError for an unknown method and ModelError, one line, for a model that is missing, incomplete,
+    damaged or of another architecture.
+    """
+    method = DEFAULT_METHOD if method is None else method
+    config = resolve_method(method)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    cls = getattr(longvid, config.pipeline)
+    defaults = model_defaults(model)
+    # Refused now rather than after minutes of loading.
+    resolve_method(method, model_defaults=defaults if isinstance(method, str) else None, overrides=overrides)
+    pipe = _read(cls, model, dtype, components)
+    pipe.to(device)
+    return pipe.use_method(method, overrides)
+
+
+def model_folder(model: str | Path) -> Path | None:
+    """The local folder of a model, or None for a hub id. Raises ModelError when a local one is missing."""
+    if str(model) == "embedded":
+        if not (EMBEDDED / "model_index.json").is_file():
+            raise ModelError("model='embedded': its weights are missing from this installation; reinstall longvid")
+        return EMBEDDED
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(f"model={str(model)!r}: is a file; make a model folder of it: longvid convert {model} FOLDER")
+    parts = str(model).split("/")
+    if len(parts) != 2 or not all(parts) or str(model).startswith((".", "~", "/")):
+        raise ModelError(
+            f"model={str(model)!r}: no such folder; give 'embedded', a model folder, or a hub id such as 'owner/name'"
+        )
+    return None
+
+
+def model_defaults(model: str | Path) -> dict[str, Any]:
+    """The sampling defaults in a local model folder's model_index.json; none for hub ids and original layouts."""
+    folder = model_folder(model)
+    if folder is None or not (folder / "model_index.json").is_file():
+        return {}
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"model={str(model)!r}: its model_index.json cannot be read ({_line(error)})") from None
+    if not isinstance(index, dict):
+        raise ModelError(f"model={str(model)!r}: its model_index.json must hold a mapping")
+    return index
+
+
+def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+    folder = model_folder(model)
+    if folder is not None and not (folder / "model_index.json").is_file():
+        return _read_original(cls, folder, dtype, components)
+    if folder is not None:
+        _check_weights(folder, components)
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        return cls.from_pretrained(str(folder or model), dtype=dtype, **components)
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and the hub raise a dozen kinds
+        raise ModelError(f"model={str(model)!r}: cannot be loaded ({_line(error)})") from error
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
+
+
+def _read_original(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+    """A folder in Wan's original layout: transformer, VAE, text encoder and tokenizer side by side."""
+    from longvid.models.checkpoints import load_transformer
+    from longvid.models.checkpoints.conversion import original_components
+
+    parts: dict[str, Any] = {**original_components(folder, dtype=dtype), **components}
+    if "transformer" not in parts:
+        parts["transformer"] = load_transformer(folder, dtype=dtype)
+    if "vae" not in parts:
+        raise ModelError(f"model={str(folder)!r}: holds no VAE (Wan2.1_VAE.pth or a diffusers folder); add one")
+    return cls(**parts)
+
+
+def _check_weights(folder: Path, components: Mapping[str, Any]) -> None:
+    """Compare what is on disk with what the models need. diffusers would fill missing weights at random.
+
+    Covers the components that diffusers and longvid make themselves; transformers checks its own.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import ModelMixin
+    from safetensors import SafetensorError, safe_open
+
+    from longvid.models.checkpoints.report import compare_keys
+
+    for name, entry in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
+        if (
+            not isinstance(entry, list)
+            or len(entry) != 2
+            or name in components
+            or entry[0] not in ("diffusers", "longvid")
+        ):
+            continue
+        cls = getattr(diffusers if entry[0] == "diffusers" else longvid, str(entry[1]), None)
+        if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+            continue
+        where, files = f"model={str(folder)!r}: {name}", sorted((folder / name).glob("*.safetensors"))
+        if not files:
+            continue  # other formats are the loader's business
+        try:
+            with init_empty_weights():
+                model = cls.from_config(cls.load_config(folder / name))
+            shapes: dict[str, tuple[int, ...]] = {}
+            for file in files:
+                with safe_open(file, framework="pt") as opened:
+                    shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise ModelError(f"{where} cannot be read ({_line(error)})") from None
+        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        report = compare_keys(shapes, wanted, ignore=getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ())
+        if not report.ok:
+            raise ModelError(f"{where}: {report}")
+
+
+def _line(error: BaseException) -> str:
+    """An exception's message on one line, shortened."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,72 @@
+"""Tiny random models for the whole suite: the real classes, a few thousand weights, milliseconds a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def make_transformer(seed: int = 0, *, layers: int = 2, heads: int = 2, head_dim: int = 12, channels: int = 4) -> Any:
+    """A random WanTransformer3DModel, float32, eval."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+    ).eval()
+
+
+def make_pipe(name: str = "self-forcing", *, seed: int = 0, **defaults: Any) -> Any:
+    """A pipeline of tiny random components for a method by name: 64 x 64 pixels, 16 fps, 4 tokens a latent frame."""
+    import longvid
+    from longvid.config import MethodConfig
+    from longvid.models.autoencoder import AutoencoderTinyVideo
+    from longvid.models.captions import CaptionEncoder
+
+    transformer = make_transformer(seed)
+    torch.manual_seed(seed + 1)
+    vae = AutoencoderTinyVideo(z_dim=4, widths=(8, 8, 8), depths=(1, 1, 1)).eval()
+    text_encoder = CaptionEncoder(text_dim=16).eval()
+    cls = getattr(longvid, MethodConfig.load(name).pipeline)
+    sampling = {"fps": 16, "height": 64, "width": 64, "train_frames": 21} | defaults
+    pipe = cls(transformer=transformer, vae=vae, text_encoder=text_encoder, **sampling)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.use_method(name)
+
+
+@pytest.fixture
+def tiny_pipe() -> Any:
+    """A Self-Forcing pipeline of tiny random components; `use_method(name)` gives it any other chunk-wise method."""
+    return make_pipe()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_pipe() -> Any:
+    """The factory behind `tiny_pipe`: make_tiny_pipe("deep-forcing", seed=1, steps=[1000, 500])."""
+    return make_pipe
+
+
+@pytest.fixture(scope="session")
+def make_tiny_transformer() -> Any:
+    """A factory of tiny random WanTransformer3DModels."""
+    return make_transformer
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A saved tiny model, as `longvid.load(folder)` takes it. Read-only by convention."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    make_pipe(frames_per_block=3, steps=[1000, 500], shift=3.0).save_pretrained(folder)
+    return folder
