@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -93,34 +94,30 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, text_dim: int = 64, concepts: dict[str, list[str]] | None = None) -> None:
+    def __init__(self, text_dim: int = 64, concepts: list[list[Any]] | None = None) -> None:
+        """concepts: (slot, its concepts) pairs; a list, because a saved config sorts the keys of a mapping."""
         super().__init__()
-        table = concepts or {slot: list(values) for slot, values in CONCEPTS.items()}
+        table = concepts or [[slot, list(values)] for slot, values in CONCEPTS.items()]
         self.register_to_config(concepts=table)
-        self._offset: dict[str, int] = {}
+        self._rows: dict[str, dict[str | None, int]] = {}
         rows = 0
-        for slot, values in table.items():
-            self._offset[slot] = rows
-            rows += 1 + len(values)  # row 0 of a slot: unspecified
+        for slot, values in table:
+            # the first row of a slot: unspecified
+            self._rows[slot] = {value: rows + i for i, value in enumerate([None, *values])}
+            rows += 1 + len(values)
         self.embedding = nn.Embedding(rows, text_dim)
 
     @property
     def max_length(self) -> int:
         """Tokens of an encoded caption."""
-        return len(self._offset)
+        return len(self._rows)
 
     def report(self, prompt: str) -> PromptReport:
         return read_caption(prompt)
 
     def ids(self, concepts: list[dict[str, str]]) -> Tensor:
         """Slot -> concept dictionaries to embedding rows, int64 [B, 5]."""
-        rows = []
-        for filled in concepts:
-            row = []
-            for slot, values in self.config.concepts.items():
-                choice = filled.get(slot)
-                row.append(self._offset[slot] + (0 if choice is None else 1 + list(values).index(choice)))
-            rows.append(row)
+        rows = [[table[filled.get(slot)] for slot, table in self._rows.items()] for filled in concepts]
         return torch.tensor(rows, dtype=torch.long, device=self.embedding.weight.device)
 
     def forward(self, ids: Tensor) -> Tensor:

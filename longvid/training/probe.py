@@ -55,7 +55,7 @@ class Probe(nn.Module):
             ]
             previous = width
         self.body = nn.Sequential(*layers)
-        self.mix = nn.Sequential(nn.Flatten(), nn.Linear(128 * 64, 256), nn.GELU())
+        self.mix = nn.Sequential(nn.Conv2d(widths[-1], 40, 1), nn.Flatten(), nn.Linear(40 * 64, 256), nn.GELU())
         self.heads = nn.ModuleDict({name: nn.Linear(256, width) for name, width in _HEADS.items()})
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
