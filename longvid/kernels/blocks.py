@@ -75,7 +75,7 @@ class BlockCSR:
     q_starts: IntArray
     kv_starts: IntArray
     mask_heads: int = 1
-    _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # views derived once and kept
 
     def __post_init__(self) -> None:
         for array in (self.row_ptr, self.col_idx, self.q_starts, self.kv_starts):
@@ -152,13 +152,13 @@ class BlockCSR:
     @property
     def density(self) -> float:
         """Kept fraction of the query-key token pairs (ragged blocks count for what they hold)."""
-        if "density" not in self._memo:
+        if "density" not in self.memo:
             q_size = np.tile(np.diff(self.q_starts), self.mask_heads).astype(np.int64)
             kv_size = np.diff(self.kv_starts).astype(np.int64)
             kept = np.concatenate([[0], np.cumsum(kv_size[self.col_idx])])
             pairs = int(((kept[self.row_ptr[1:]] - kept[self.row_ptr[:-1]]) * q_size).sum())
-            self._memo["density"] = pairs / (self.mask_heads * self.q_len * self.kv_len)
-        return float(self._memo["density"])
+            self.memo["density"] = pairs / (self.mask_heads * self.q_len * self.kv_len)
+        return float(self.memo["density"])
 
     def check(self) -> None:
         """Raise ValueError if the list is not a well-formed block mask."""
@@ -189,17 +189,17 @@ class BlockCSR:
     # -- other views ------------------------------------------------------------------------------------------------
     def transpose(self) -> BlockCSR:
         """The same pairs listed per key block: what dK and dV need."""
-        if "transpose" not in self._memo:
+        if "transpose" not in self.memo:
             row = np.repeat(np.arange(self.mask_heads * self.q_blocks), np.diff(self.row_ptr))
             head, query = np.divmod(row, self.q_blocks)
-            self._memo["transpose"] = BlockCSR.from_pairs(
+            self.memo["transpose"] = BlockCSR.from_pairs(
                 head * self.kv_blocks + self.col_idx, query, self.kv_starts, self.q_starts, self.mask_heads
             )
-        return self._memo["transpose"]  # type: ignore[no-any-return]
+        return self.memo["transpose"]  # type: ignore[no-any-return]
 
     def runs(self) -> tuple[NDArray[np.int64], IntArray, IntArray]:
         """(ptr [M*R+1], start [n], stop [n]): each row's kept keys as maximal ranges of tokens."""
-        if "runs" not in self._memo:
+        if "runs" not in self.memo:
             first = np.ones(self.nnz, bool)
             first[1:] = np.diff(self.col_idx) != 1
             first[self.row_ptr[:-1][np.diff(self.row_ptr) > 0]] = True
@@ -208,14 +208,14 @@ class BlockCSR:
             ptr = np.concatenate([[0], np.cumsum(first)])[self.row_ptr]
             start = self.kv_starts[self.col_idx[opening]]
             stop = self.kv_starts[self.col_idx[closing] + 1]
-            self._memo["runs"] = (ptr, start, stop)
-        return self._memo["runs"]  # type: ignore[no-any-return]
+            self.memo["runs"] = (ptr, start, stop)
+        return self.memo["runs"]  # type: ignore[no-any-return]
 
     def tiles(self, q_tile: int, kv_tile: int) -> TileList:
         """Cut rows to at most `q_tile` queries and runs to at most `kv_tile` keys; cached."""
-        if (q_tile, kv_tile) not in self._memo:
-            self._memo[q_tile, kv_tile] = self._cut(q_tile, kv_tile)
-        return self._memo[q_tile, kv_tile]  # type: ignore[no-any-return]
+        if (q_tile, kv_tile) not in self.memo:
+            self.memo[q_tile, kv_tile] = self._cut(q_tile, kv_tile)
+        return self.memo[q_tile, kv_tile]  # type: ignore[no-any-return]
 
     def _cut(self, q_tile: int, kv_tile: int) -> TileList:
         run_ptr, run_start, run_stop = self.runs()
@@ -243,8 +243,8 @@ class BlockCSR:
         import torch  # this module stays importable (and testable on integers) without torch
 
         key = (q_tile, kv_tile, str(device))
-        if key not in self._memo:
+        if key not in self.memo:
             tiles = self.tiles(q_tile, kv_tile)
             names: Sequence[str] = ("q_start", "q_stop", "begin", "end", "kv_start", "kv_stop", "order")
-            self._memo[key] = {n: torch.from_numpy(getattr(tiles, n).copy()).to(device) for n in names}
-        return self._memo[key]  # type: ignore[no-any-return]
+            self.memo[key] = {n: torch.from_numpy(getattr(tiles, n).copy()).to(device) for n in names}
+        return self.memo[key]  # type: ignore[no-any-return]
