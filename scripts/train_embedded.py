@@ -7,6 +7,7 @@ Stages, each resumable from its last checkpoint and each with a JSON log beside 
     autoencoder  frames <-> latents
     videos       render 81-frame clips, held-out captions left out
     encode       their latents, and the latents' statistics
+    decoder      the autoencoder's decoder alone, for sharper pictures from the same latents
     diffusion    flow matching on the stock WanTransformer3DModel
     export       the moving average as float16 safetensors into a model folder (the package's, by default)
 """
@@ -22,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-STAGES = ("world", "probe", "autoencoder", "videos", "encode", "diffusion", "export")
+STAGES = ("world", "probe", "autoencoder", "videos", "encode", "decoder", "diffusion", "export")
 
 
 def run_stage(stage: str, args: argparse.Namespace) -> None:
@@ -42,6 +43,8 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
         encode_stage.videos_stage(folder, clips=args.videos)
     elif stage == "encode":
         encode_stage.encode_stage(folder, AutoencoderTinyVideo.from_pretrained(folder / "vae"))
+    elif stage == "decoder":
+        autoencoder_stage.decoder_stage(folder, steps=args.decoder_steps)
     elif stage == "diffusion":
         diffusion_stage.diffusion_stage(folder, steps=args.steps, compiled=args.compile)
     else:
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6000, help="clips of 9 frames for the autoencoder")
     parser.add_argument("--ae-steps", type=int, default=5000)
     parser.add_argument("--videos", type=int, default=5000, help="clips of 81 frames for the diffusion model")
+    parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=6000, help="steps of the diffusion stage")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()

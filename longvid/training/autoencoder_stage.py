@@ -85,6 +85,57 @@ def held_out_psnr(vae: AutoencoderTinyVideo, pixels: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+def decoder_stage(
+    folder: Path, *, steps: int, batch: int = 8, peak_lr: float = 5e-4, seed: int = 4
+) -> AutoencoderTinyVideo:
+    """Train the decoder alone, the encoder frozen: latents already encoded, and what learned on them, stay valid.
+
+    Goes on from ``folder/vae`` and saves there, when the held-out PSNR is better than before.
+    """
+    torch.manual_seed(seed)
+    pixels = np.load(folder / "clips.npy", mmap_mode="r")
+    place = torch.from_numpy(np.load(folder / "place.npy"))
+    vae = AutoencoderTinyVideo.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    best = held_out_psnr(vae, pixels)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    ema = {k: v.detach().clone() for k, v in vae.state_dict().items()}
+    checkpoint = folder / "decoder.pt"
+    begin = load_checkpoint(checkpoint, vae, optimizer, ema)
+    rng = np.random.default_rng([seed, begin])
+    log = JsonLog(folder / "decoder.jsonl")
+    usable, began, sums = len(pixels) - HELD_OUT_CLIPS, time.time(), []
+    for step in range(begin, steps):
+        lr = peak_lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        index = np.sort(rng.choice(usable, batch, replace=False))
+        target = _batch(pixels, index)
+        noise = 0.06 * torch.rand(batch, 1, 1, 1).repeat_interleave(1 + (CLIP - 1) // 4, 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, _ = vae.forward_train(target, noise)
+        loss = reconstruction_loss(out.float(), target, foreground_weight(place[index], world.SIZE, gain=6.0))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        optimizer.step()
+        for k, v in vae.state_dict().items():
+            ema[k].lerp_(v, 0.004)
+        sums.append(float(loss.detach()))
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            trained = {k: v.clone() for k, v in vae.state_dict().items()}
+            vae.load_state_dict(ema)
+            psnr = held_out_psnr(vae, pixels)
+            log.write(step=step + 1, loss=float(np.mean(sums)), psnr_db=psnr, lr=lr, seconds=time.time() - began)
+            if psnr > best:
+                best = psnr
+                vae.save_pretrained(folder / "vae")
+            vae.load_state_dict(trained)
+            save_checkpoint(checkpoint, step + 1, vae, optimizer, ema)
+            sums = []
+    return AutoencoderTinyVideo.from_pretrained(folder / "vae")
+
+
 def autoencoder_stage(
     folder: Path, *, steps: int, batch: int = 8, peak_lr: float = 1e-3, seed: int = 2, config: dict | None = None
 ) -> AutoencoderTinyVideo:

@@ -23,6 +23,8 @@ SAMPLING: dict[str, Any] = {
     "guidance_scale": 2.0,
     "fps": 16,
     "train_frames": 21,
+    "height": 128,
+    "width": 128,
 }
 
 
