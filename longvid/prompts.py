@@ -4,8 +4,8 @@
 
 Parts are parted by ``|``. A part may end in ``[...]``: its length in seconds (``5s``, ``2.5s``), and ``#`` if it begins
 with a hard cut instead of flowing out of the part before. Only the last part may go without a length: it lasts until
-the end of the video. ``\\`` before ``| [ ] \\`` takes the character itself. The same syntax is used by the command line,
-Python, prompt files and the server.
+the end of the video. ``\\`` before ``| [ ] \\`` takes the character itself. Command line, Python, prompt files
+and the server share this syntax.
 """
 
 from __future__ import annotations

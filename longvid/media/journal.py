@@ -1,0 +1,273 @@
+"""The render journal: what was rendered, how, and from where to go on.
+
+    clip.mp4.journal/
+        lock                        held while a process renders to clip.mp4
+        recipe.json                 everything that the frames depend on; another recipe is refused
+        blocks.jsonl                one line a block: frames and bytes so far, MD5 of each new frame
+        snapshot-000032.safetensors state of rollout and decoder after block 31 (the newest two are kept)
+        whole                       every block is in the file; it may be taking its final form
+
+A block's line is written after the block is in the video file, so the file is never shorter than the journal says. A
+torn last line is dropped. When the render ends, the MD5s become ``clip.mp4.frames_md5`` and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from longvid.errors import ResumeError
+from longvid.media.lock import OutputLock
+from longvid.media.writer import Position, sync_folder, told
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_KEPT_SNAPSHOTS = 2
+
+
+class BlockRecord(NamedTuple):
+    """One line of ``blocks.jsonl``."""
+
+    block: int
+    """0-based index."""
+    frames: int
+    """Video frames in the file once this block is in it."""
+    bytes: int
+    """Bytes of the file then."""
+    md5: tuple[str, ...]
+    """MD5 of each of the block's frames (uint8 RGB, row by row)."""
+
+
+class Snapshot(NamedTuple):
+    """State after ``blocks`` blocks."""
+
+    blocks: int
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+
+def frame_md5s(frames_THWC: np.ndarray) -> tuple[str, ...]:
+    """MD5 of the bytes of each frame, uint8 [T, H, W, 3]."""
+    return tuple(hashlib.md5(frame.tobytes(), usedforsecurity=False).hexdigest() for frame in frames_THWC)
+
+
+def journal_folder(output: str | os.PathLike[str]) -> Path:
+    """Where the journal of ``output`` lies while it is rendered."""
+    return Path(f"{os.fspath(output)}.journal")
+
+
+def sidecar(output: str | os.PathLike[str]) -> Path:
+    """Where the frames' MD5s lie when ``output`` is done."""
+    return Path(f"{os.fspath(output)}.frames_md5")
+
+
+class RenderJournal:
+    """The journal of one output, locked from construction to ``release`` or ``finish``.
+
+    Raises ``OutputLockedError`` when another process holds it, ``OutputError`` when the folder cannot be made.
+    """
+
+    def __init__(self, output: str | os.PathLike[str]) -> None:
+        self.output = os.fspath(output)
+        self.folder = journal_folder(output)
+        self._lines: Any = None
+        with told(self.output):
+            self.folder.mkdir(exist_ok=True)
+            self._lock = OutputLock(self.folder / "lock", self.output)
+
+    # -- beginning ----------------------------------------------------------------------------------------------------
+    @property
+    def begun(self) -> bool:
+        """A recipe was written: there is, or was, a render to go on with."""
+        return (self.folder / "recipe.json").is_file()
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Start anew, forgetting what the folder holds."""
+        with told(self.output):
+            self._forget()
+            _write_whole(self.folder / "recipe.json", json.dumps(recipe, indent=1, sort_keys=True).encode())
+
+    def resume(self, recipe: Mapping[str, Any]) -> list[BlockRecord]:
+        """The blocks that are in the file, if ``recipe`` is the journal's own.
+
+        Raises ``ResumeError`` naming what differs.
+        """
+        try:
+            then = json.loads((self.folder / "recipe.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResumeError(f"resume: {self.folder / 'recipe.json'} is damaged ({error}); use --overwrite") from None
+        refuse_other(then, recipe)
+        records = list(self._read_blocks())
+        # Drop a torn last line for good, so that the next one does not continue it.
+        with told(self.output):
+            _write_whole(self.folder / "blocks.jsonl", b"".join(map(_line, records)))
+        return records
+
+    # -- going on -----------------------------------------------------------------------------------------------------
+    def record(self, record: BlockRecord) -> None:
+        """Append a block's line; on return it is on the disk."""
+        with told(self.output):
+            if self._lines is None:
+                self._lines = open(self.folder / "blocks.jsonl", "ab", buffering=0)  # noqa: SIM115
+            end = self._lines.seek(0, os.SEEK_END)
+            try:
+                self._lines.write(_line(record))
+                os.fsync(self._lines.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._lines.truncate(end)
+                raise
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Write a snapshot under a temporary name, sync it, rename it, and drop all but the newest two."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
+        data = save(tensors, metadata={"meta": json.dumps(snapshot.meta), "blocks": str(snapshot.blocks)})
+        with told(self.output):
+            _write_whole(self.folder / f"snapshot-{snapshot.blocks:06d}.safetensors", data)
+            for old in self._snapshots()[:-_KEPT_SNAPSHOTS]:
+                old.unlink(missing_ok=True)
+
+    def latest_snapshot(self, blocks: int) -> Snapshot | None:
+        """The newest readable snapshot after at most ``blocks`` blocks."""
+        from safetensors import SafetensorError, safe_open
+
+        for path in reversed(self._snapshots()):
+            if int(path.stem.rpartition("-")[2]) > blocks:
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    facts = file.metadata()
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Snapshot(int(facts["blocks"]), tensors, json.loads(facts["meta"]))
+            except (SafetensorError, OSError, ValueError, KeyError):
+                continue  # damaged: the one before it, or the beginning, leads to the same frames
+        return None
+
+    @property
+    def whole(self) -> bool:
+        """Every block is in the file: only its final form and the sidecar are missing."""
+        return (self.folder / "whole").is_file()
+
+    def mark_whole(self) -> None:
+        """From now on the file may take its final form, whose length is not the blocks'."""
+        with told(self.output):
+            _write_whole(self.folder / "whole", b"")
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+    def finish(self) -> None:
+        """The video is whole: write the sidecar, remove the folder, let go."""
+        self._close()
+        recipe = json.loads((self.folder / "recipe.json").read_text("utf-8"))
+        with told(self.output):
+            write_sidecar(self.output, recipe, (md5 for record in self._read_blocks() for md5 in record.md5))
+            self._forget()
+            self._lock.release(remove=True)
+            with contextlib.suppress(OSError):  # another process may wait for the lock inside
+                self.folder.rmdir()
+
+    def release(self) -> None:
+        """Let go and keep everything for a later resume; an empty folder is removed."""
+        self._close()
+        self._lock.release(remove=not self.begun)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def _forget(self) -> None:
+        self._close()
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    def _snapshots(self) -> list[Path]:
+        return sorted(self.folder.glob("snapshot-*.safetensors"))
+
+    def _read_blocks(self) -> Iterator[BlockRecord]:
+        path = self.folder / "blocks.jsonl"
+        if not path.is_file():
+            return
+        with open(path, "rb") as file:
+            for index, line in enumerate(file):
+                try:
+                    block, frames, size, md5 = json.loads(line)
+                except ValueError:
+                    return  # torn by a kill: whatever follows was never finished
+                if block != index or not line.endswith(b"\n"):
+                    return
+                yield BlockRecord(block, frames, size, tuple(md5))
+
+
+def write_sidecar(output: str | os.PathLike[str], recipe: Mapping[str, Any], md5s: Iterable[str]) -> None:
+    """``clip.mp4.frames_md5``: the recipe as a comment, then ``frame md5`` a line."""
+    lines = [f"#recipe {json.dumps(recipe, sort_keys=True)}\n"]
+    lines += [f"{index} {md5}\n" for index, md5 in enumerate(md5s)]
+    _write_whole(sidecar(output), "".join(lines).encode())
+
+
+def read_sidecar(output: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]] | None:
+    """Recipe and MD5s of a finished render, or None when there is no (readable) sidecar."""
+    try:
+        head, *rest = sidecar(output).read_text("utf-8").splitlines()
+        return json.loads(head.removeprefix("#recipe ")), [line.split()[1] for line in rest]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ``ResumeError`` naming the first differences between two recipes, if there are any."""
+    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
+    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    if names:
+        said = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}" for name in names[:4])
+        more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
+        raise ResumeError(f"resume: another configuration made this file: {said}{more}; restore it, or use --overwrite")
+
+
+def position_after(records: list[BlockRecord]) -> Position:
+    """Where the file is whole after these blocks."""
+    return Position(records[-1].frames, records[-1].bytes) if records else Position(0, 0)
+
+
+def _flat(plain: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(plain, Mapping):
+        for key, value in plain.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, plain
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _line(record: BlockRecord) -> bytes:
+    return json.dumps([record.block, record.frames, record.bytes, list(record.md5)]).encode() + b"\n"
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write ``path`` so that it is either as before or holds all of ``data``."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path)

@@ -1,0 +1,145 @@
+"""The render journal: exact records, refused recipes, one writer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longvid.errors import OutputError, OutputLockedError, ResumeError
+from longvid.media.journal import (
+    BlockRecord,
+    RenderJournal,
+    Snapshot,
+    frame_md5s,
+    journal_folder,
+    read_sidecar,
+    refuse_other,
+)
+
+RECIPE = {"prompt": "a red ball", "seed": 0, "method": {"cache": {"window": 21}, "steps": [1000.0, 500.0]}}
+
+
+def records(blocks: int) -> list[BlockRecord]:
+    return [BlockRecord(i, 3 * (i + 1), 1000 * (i + 1), tuple(f"{i}{j}" for j in range(3))) for i in range(blocks)]
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    assert not journal.begun
+    journal.begin(RECIPE)
+    for record in records(4):
+        journal.record(record)
+    journal.release()
+    again = RenderJournal(tmp_path / "clip.mp4")
+    assert again.begun
+    assert again.resume(RECIPE) == records(4)
+    again.record(BlockRecord(4, 15, 5000, ("a", "b", "c")))
+    again.finish()
+    assert not journal_folder(tmp_path / "clip.mp4").exists()
+    recipe, md5s = read_sidecar(tmp_path / "clip.mp4") or ({}, [])
+    assert recipe == RECIPE
+    assert md5s == [md5 for record in records(4) for md5 in record.md5] + ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cut", range(1, 30, 3))
+def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    for record in records(3):
+        journal.record(record)
+    journal.release()
+    lines = journal.folder / "blocks.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-cut])
+    again = RenderJournal(tmp_path / "clip.mp4")
+    assert again.resume(RECIPE) == records(2)
+    again.record(records(3)[2])
+    again.release()
+    third = RenderJournal(tmp_path / "clip.mp4")
+    assert third.resume(RECIPE) == records(3)
+    third.release()
+
+
+def test_snapshots_are_exact_and_the_newest_two_are_kept(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    for blocks in (2, 4, 6):
+        tensors = {"k": torch.full((2, 3), float(blocks)).to(torch.bfloat16), "t": torch.arange(6).view(2, 3).T}
+        journal.snapshot(Snapshot(blocks, tensors, {"positions": [1, 2], "blocks": blocks}))
+    assert [path.name for path in sorted(journal.folder.glob("snapshot*"))] == [
+        "snapshot-000004.safetensors",
+        "snapshot-000006.safetensors",
+    ]
+    newest = journal.latest_snapshot(99)
+    assert newest is not None
+    assert newest.blocks == 6
+    assert newest.meta == {"positions": [1, 2], "blocks": 6}
+    assert newest.tensors["k"].dtype == torch.bfloat16
+    assert torch.equal(newest.tensors["t"], torch.arange(6).view(2, 3).T)
+    older = journal.latest_snapshot(5)
+    assert older is not None
+    assert older.blocks == 4
+    assert journal.latest_snapshot(3) is None
+    # a damaged snapshot is stepped over
+    path = journal.folder / "snapshot-000006.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    fallback = journal.latest_snapshot(99)
+    assert fallback is not None
+    assert fallback.blocks == 4
+    journal.release()
+
+
+def test_another_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    other = json.loads(json.dumps(RECIPE)) | {"seed": 1}
+    other["method"]["cache"]["window"] = 12
+    with pytest.raises(ResumeError, match=r"window was 21, is 12; seed was 0, is 1"):
+        journal.resume(other)
+    (journal.folder / "recipe.json").write_text("{")
+    with pytest.raises(ResumeError, match="damaged"):
+        journal.resume(RECIPE)
+    journal.release()
+
+
+def test_tuples_and_lists_are_the_same_recipe() -> None:
+    refuse_other({"steps": [1, 2]}, {"steps": (1, 2)})
+    with pytest.raises(ResumeError, match="size was null, is 3"):
+        refuse_other({}, {"size": 3})
+
+
+def test_the_second_writer_is_refused_and_death_frees_the_lock(tmp_path: Path) -> None:
+    output = tmp_path / "clip.mp4"
+    code = (
+        "import sys, time\nfrom longvid.media.journal import RenderJournal\n"
+        f"journal = RenderJournal({str(output)!r})\nprint('locked', flush=True)\ntime.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    try:
+        with pytest.raises(OutputLockedError, match=f"process {holder.pid} is rendering to it"):
+            RenderJournal(output)
+    finally:
+        holder.kill()
+        holder.wait()
+    journal = RenderJournal(output)
+    journal.release()
+    assert not journal.folder.exists()
+
+
+def test_a_missing_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory\)"):
+        RenderJournal(tmp_path / "none" / "clip.mp4")
+
+
+def test_md5s_are_of_each_frame() -> None:
+    frames = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
+    assert frame_md5s(frames)[0] != frame_md5s(frames)[1]
+    assert frame_md5s(frames[1:])[0] == frame_md5s(frames)[1]
+    assert frame_md5s(frames[:, ::-1])[0] != frame_md5s(frames)[0]
