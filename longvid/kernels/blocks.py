@@ -211,6 +211,11 @@ class BlockCSR:
             self.memo["runs"] = (ptr, start, stop)
         return self.memo["runs"]  # type: ignore[no-any-return]
 
+    def longest(self) -> tuple[int, int]:
+        """(tokens of the longest query block, of the longest kept run of keys)."""
+        _, start, stop = self.runs()
+        return int(np.diff(self.q_starts).max()), int((stop - start).max(initial=0))
+
     def tiles(self, q_tile: int, kv_tile: int) -> TileList:
         """Cut rows to at most `q_tile` queries and runs to at most `kv_tile` keys; cached."""
         if (q_tile, kv_tile) not in self.memo:
@@ -239,12 +244,20 @@ class BlockCSR:
         return TileList(q_start, q_stop, begin, end, start, stop, order, self.mask_heads, full)
 
     def tensors(self, q_tile: int, kv_tile: int, device: Any) -> dict[str, Any]:
-        """`tiles(...)` as int32 tensors on `device`, cached there: the host list is uploaded once."""
+        """`tiles(...)` as int32 tensors on `device`, cached there: the host list is uploaded once.
+
+        `kv_start` and `kv_stop` get one spare entry, so that a kernel may always read the next one ahead.
+        """
         import torch  # this module stays importable (and testable on integers) without torch
 
         key = (q_tile, kv_tile, str(device))
         if key not in self.memo:
             tiles = self.tiles(q_tile, kv_tile)
             names: Sequence[str] = ("q_start", "q_stop", "begin", "end", "kv_start", "kv_stop", "order")
-            self.memo[key] = {n: torch.from_numpy(getattr(tiles, n).copy()).to(device) for n in names}
+            arrays = {name: getattr(tiles, name) for name in names}
+            for name in ("kv_start", "kv_stop"):
+                arrays[name] = np.append(arrays[name], np.int32(0))
+            self.memo[key] = {
+                name: torch.tensor(array, dtype=torch.int32, device=device) for name, array in arrays.items()
+            }
         return self.memo[key]  # type: ignore[no-any-return]
