@@ -29,6 +29,9 @@ FUSIONS = ("sum", "max")
 RECACHES = ("none", "window", "all")
 FIFO_CONTEXTS = ("lowest", "clean")
 FIFO_INITS = ("trajectory", "renoise", "uniform")
+TAIL_FILTERS = ("gaussian", "butterworth", "ideal", "box")
+SUBJECT_ATTENTIONS = ("none", "boost", "bridge")
+GUIDANCE_FORMS = ("direction", "exact")
 
 #: The method that ``longvid.load`` and ``longvid render`` use when none is named.
 DEFAULT_METHOD = "deep-forcing"
@@ -98,12 +101,33 @@ class ScheduleConfig:
     """fifo: noise level that finished context frames are announced with, "lowest" (reference) or "clean"."""
     init: str = "trajectory"
     """fifo: how the queue is first filled, "trajectory", "renoise" (reference) or "uniform"."""
+    window_batch: int = 0
+    """fifo: windows of one model call at most; 0 takes all windows of a pass (fewer when memory runs out)."""
     tail_gain: float = 0.0
-    """fifo: gain of the coherent tail's low band (Ouroboros-Diffusion); 0 enqueues plain noise."""
-    subject_attention: bool = False
-    """fifo: subject-aware cross-frame attention (Ouroboros-Diffusion)."""
-    guidance_memory: float = 0.0
-    """fifo: weight of the self-recurrent guidance (Ouroboros-Diffusion); 0 is off."""
+    """fifo: gain of the coherent tail's low band (Ouroboros-Diffusion, Eq. 3); 0 enqueues plain noise."""
+    tail_cutoff: float = 0.25
+    """fifo: cutoff of the coherent tail's filter, as a fraction of the Nyquist frequency."""
+    tail_retain: float = 1.0
+    """fifo: share of the queue's tail that survives re-noising; 0.9089 is the published DDPM schedule's."""
+    tail_filter: str = "gaussian"
+    """fifo: "gaussian", "butterworth", "ideal" or "box"."""
+    subject_attention: str = "none"
+    """fifo: subject-aware attention (Ouroboros-Diffusion, Eq. 4): "none", "boost" (the window's own subject tokens once
+    more) or "bridge" (the subject of finished frames)."""
+    subject_words: tuple[str, ...] = ()
+    """fifo: words of the prompt that name its subject; none takes the prompt's first noun phrase."""
+    subject_sink: int = 1
+    """fifo: first finished frames that "bridge" remembers."""
+    subject_recent: int = 3
+    """fifo: newest finished frames that "bridge" remembers."""
+    memory_guidance: float = 0.0
+    """fifo: strength of the self-recurrent guidance (Ouroboros-Diffusion, Eq. 5-6); 0 is off, try 0.03."""
+    memory_decay: float = 0.9
+    """fifo: decay of the subject memory's moving average."""
+    memory_every: int = 2
+    """fifo: guide every so-manieth pass."""
+    memory_form: str = "direction"
+    """fifo: "direction" (the published step) or "exact" (samples the law weighted by exp(-g L))."""
 
     def __post_init__(self) -> None:
         one_of("schedule.kind", self.kind, SCHEDULE_KINDS)
@@ -129,8 +153,27 @@ class ScheduleConfig:
         if self.window_frames is not None:
             whole("schedule.window_frames", self.window_frames, 2 if self.lookahead else 1)
         finite("schedule.eta", self.eta, 0, 1)
-        finite("schedule.tail_gain", self.tail_gain, 0, 1)
-        finite("schedule.guidance_memory", self.guidance_memory, 0)
+        whole("schedule.window_batch", self.window_batch, 0)
+        finite("schedule.tail_gain", self.tail_gain, 0)
+        rule = "must be below 1: towards 1 the low frequencies of the queue grow without bound"
+        require(self.tail_gain < 1, "schedule.tail_gain", self.tail_gain, rule)
+        finite("schedule.tail_cutoff", self.tail_cutoff)
+        require(self.tail_cutoff > 0, "schedule.tail_cutoff", self.tail_cutoff, "must be above 0")
+        finite("schedule.tail_retain", self.tail_retain, 0, 1)
+        one_of("schedule.tail_filter", self.tail_filter, TAIL_FILTERS)
+        one_of("schedule.subject_attention", self.subject_attention, SUBJECT_ATTENTIONS)
+        whole("schedule.subject_sink", self.subject_sink, 0)
+        whole("schedule.subject_recent", self.subject_recent, 0)
+        rule = 'must be 1 frame or more together with schedule.subject_sink for "bridge"'
+        remembers = self.subject_attention != "bridge" or self.subject_sink + self.subject_recent > 0
+        require(remembers, "schedule.subject_recent", self.subject_recent, rule)
+        finite("schedule.memory_guidance", self.memory_guidance, 0)
+        finite("schedule.memory_decay", self.memory_decay, 0, 1)
+        whole("schedule.memory_every", self.memory_every, 1)
+        one_of("schedule.memory_form", self.memory_form, GUIDANCE_FORMS)
+        require(
+            self.sampler != "ab2" or not self.eta, "schedule.eta", self.eta, 'a stochastic step needs sampler="euler"'
+        )
         require(
             self.sampler != "ab2" or self.kind == "fifo", "schedule.sampler", self.sampler, 'needs schedule.kind="fifo"'
         )

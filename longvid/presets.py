@@ -101,7 +101,8 @@ def resolve_method(
     Args:
         method: name of a preset, or a ready method.
         model_defaults: entries of model_index.json; those of ``MODEL_DEFAULTS`` that are not None count; of them only
-            ``frames_per_block`` and ``shift`` reach a "fifo" schedule, whose levels and solver are its own.
+            ``shift`` and ``guidance_scale`` reach a "fifo" schedule, whose blocks, levels and solver are its own;
+            ``train_frames`` is its ``window_frames`` unless the preset names them.
         overrides: nested values such as ``{"cache": {"window": 12}}``.
 
     Raises:
@@ -110,6 +111,8 @@ def resolve_method(
     preset = load_method(method) if isinstance(method, str) else method
     given = {key: value for key in MODEL_DEFAULTS if (value := (model_defaults or {}).get(key)) is not None}
     if preset.schedule.kind == "fifo":
-        given = {key: value for key, value in given.items() if key in ("frames_per_block", "shift")}
+        given = {key: value for key, value in given.items() if key in ("shift", "guidance_scale")}
+        if preset.schedule.window_frames is None and (model_defaults or {}).get("train_frames"):
+            given["window_frames"] = (model_defaults or {})["train_frames"]
     plain = merge(to_mapping(preset), {"schedule": given})
     return from_mapping(MethodConfig, merge(plain, overrides or {}))

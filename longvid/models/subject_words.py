@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from longvid.errors import InputError
 
@@ -60,6 +61,40 @@ def subject_words(prompt: str) -> tuple[str, ...]:
     return tuple(phrase)
 
 
+class Subject(NamedTuple):
+    """The words that name a prompt's subject, and the positions of their tokens."""
+
+    words: tuple[str, ...]
+    positions: tuple[int, ...]
+
+
+def find_subject(prompt: str, words: Sequence[str], *, tokenizer: Any, text_encoder: Any) -> Subject:
+    """The subject of a prompt.
+
+    Args:
+        words: that may name it; those that are in the prompt count. None: the prompt's first noun phrase, or, for a
+            text encoder that reads a prompt into slots, the slots of the subject's colour and shape.
+
+    Raises:
+        InputError: there is none.
+    """
+    if words:
+        spoken = words_in(prompt, words) or tuple(words)  # none: let check_words name the first
+        return Subject(spoken, token_positions(prompt, spoken, tokenizer=tokenizer, text_encoder=text_encoder))
+    if tokenizer is not None:
+        spoken = subject_words(prompt)
+        return Subject(spoken, token_positions(prompt, spoken, tokenizer=tokenizer, text_encoder=text_encoder))
+    slots, read = _slots(text_encoder), text_encoder.report(prompt).concepts
+    own = [slot for slot in ("colour", "shape") if slot in read] or ["shape"]
+    return Subject(tuple(read.get(slot, slot) for slot in own), tuple(slots.index(slot) for slot in own))
+
+
+def words_in(prompt: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Those of the words that the prompt has."""
+    spoken = {word.lower() for word in _WORD.findall(prompt)}
+    return tuple(w for w in words if (parts := _WORD.findall(w.lower())) and all(part in spoken for part in parts))
+
+
 def check_words(prompt: str, words: tuple[str, ...]) -> None:
     """Every word must be in the prompt.
 
@@ -107,8 +142,12 @@ def token_positions(prompt: str, words: tuple[str, ...], *, tokenizer: Any, text
     return tuple(sorted(found))
 
 
+def _slots(text_encoder: Any) -> list[str]:
+    return [slot for slot, _ in text_encoder.config.concepts]
+
+
 def _slot_positions(prompt: str, words: tuple[str, ...], text_encoder: Any) -> tuple[int, ...]:
-    slots = list(text_encoder.config.concepts)
+    slots = _slots(text_encoder)
     read = text_encoder.report(prompt).concepts
     found: set[int] = set()
     for word in words:

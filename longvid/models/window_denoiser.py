@@ -22,10 +22,16 @@ class WindowDenoiser(Denoiser):
     Args:
         transformer: stock WanTransformer3DModel.
         subject_layers: self-attention layers that obey a subject (none: the plain model).
+        device: where calls run, when that is not where the weights lie.
     """
 
-    def __init__(self, transformer: Any, subject_layers: Sequence[int] = ()) -> None:
-        super().__init__(transformer)
+    def __init__(
+        self,
+        transformer: Any,
+        subject_layers: Sequence[int] = (),
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(transformer, device=device)
         self.subject_layers = tuple(subject_layers)
         for layer in self.subject_layers:
             attention = transformer.blocks[layer].attn1

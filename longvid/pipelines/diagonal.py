@@ -64,7 +64,7 @@ class Additions:
     @property
     def follows_subject(self) -> bool:
         """Whether the subject has to be found at all."""
-        return self.subject.mode != "off" or self.guidance.strength > 0
+        return self.subject.mode != "none" or self.guidance.strength > 0
 
 
 class DiagonalRoll:
@@ -131,14 +131,9 @@ class DiagonalRoll:
         self.prompts.pop(key, None)
         return True
 
-    def retarget(self, prompt: int) -> None:
-        """From now on, all frames in the queue are denoised under this prompt: the published switch, gradual because
-        each frame has fewer steps left the nearer it is to the exit."""
-        context = self.schedule.context_slots
-        self.slot_prompts[context:] = [prompt] * self.schedule.levels
-
     def reassign(self, prompt_of: Callable[[int], int]) -> None:
-        """Give every frame in the queue the prompt that ``prompt_of`` says it has."""
+        """Give every frame in the queue the prompt that ``prompt_of`` says it has from now on. This is the published
+        switch: gradual, because a frame has fewer steps left the nearer it is to the exit."""
         index = self.queue.pass_index
         for slot in range(self.schedule.context_slots, self.schedule.slots):
             self.slot_prompts[slot] = prompt_of(self.first_frame + max(0, self.number(index, slot)))

@@ -5,7 +5,9 @@ Shape letters: B batch, C channels, F latent frames, h w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import insort_right
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,12 +16,14 @@ import torch
 from torch import Tensor
 
 from longvid.errors import InputError
+from longvid.models.denoiser import TextContext
 from longvid.models.window_denoiser import WindowDenoiser
 from longvid.pipelines.diagonal import Additions, DiagonalRoll, RollPrompt
 from longvid.pipelines.noise import NoiseSource
 from longvid.pipelines.rollout import LatentBlock, StepHook
 from longvid.pipelines.schedules.fifo import FifoSchedule
 from longvid.pipelines.solvers import FlowSolver
+from longvid.pipelines.subject import check_bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class FifoSettings:
 
     def __post_init__(self) -> None:
         FlowSolver(schedule=self.schedule, solver=self.solver, eta=self.eta)
+        check_bank(self.additions.subject, self.schedule)
 
 
 class _Part(NamedTuple):
@@ -70,6 +75,7 @@ class FifoRollout(Iterator[LatentBlock]):
         height, width: of the latents.
         frames: latent frames in all, initial ones included; None is endless.
         encode: what turns ``set_prompt``'s text into a ``RollPrompt``.
+        switches: (latent frame, words, hard cut) in order: later prompts, each from its frame on.
         initial: latents ``[B, C, F, h, w]`` to continue from; the queue is then filled with them, re-noised.
         on_step: called after each step of the first clip and after each pass; see ``DiagonalRoll``.
 
@@ -89,6 +95,7 @@ class FifoRollout(Iterator[LatentBlock]):
         width: int,
         frames: int | None,
         encode: Callable[[str], RollPrompt] | None = None,
+        switches: Sequence[tuple[int, str, bool]] = (),
         initial: Tensor | None = None,
         on_step: StepHook | None = None,
     ) -> None:
@@ -99,6 +106,8 @@ class FifoRollout(Iterator[LatentBlock]):
         self._shape = (self.batch, denoiser.channels, height, width)
         self._source, self._encode = noise, encode
         self._prompts = [_Part(0, 0, prompt, text)]
+        self._keys = 1
+        self._switches = deque(switches)
         self._cuts: list[int] = []
         self._next = 0
         self._given = 0
@@ -203,7 +212,29 @@ class FifoRollout(Iterator[LatentBlock]):
         return next((part for part in reversed(self._prompts) if part.frame <= frame), self._prompts[0])
 
     def _prompt_of(self, frame: int) -> int:
-        return self._part_of(frame).key
+        """The number of a frame's prompt, for the roll. Frames beyond a hard cut are of another roll: those that this
+        one has in its queue by then keep the old scene's prompt and are dropped."""
+        while self._switches and self._switches[0][0] <= frame:
+            first, words, cut = self._switches.popleft()
+            self._insert(first, words, self._encoded(words), cut)
+        return self._part_of(min([frame, *(cut - 1 for cut in self._cuts)])).key
+
+    def _encoded(self, words: str) -> RollPrompt:
+        if self._encode is None:
+            raise InputError("prompt: this rollout was made from embeddings; pass a RollPrompt")
+        return self._encode(words)
+
+    def _insert(self, frame: int, words: str | None, text: RollPrompt, cut: bool) -> None:
+        own = self._prompts[0].text.text
+        if text.text.batch != self.batch or text.text.branches != own.branches:
+            raise InputError(f"prompt: gives a batch of {text.text.batch}, the rollout has {self.batch}")
+        part = _Part(self._keys, frame, words, text)
+        self._keys += 1
+        insort_right(self._prompts, part, key=lambda part: part.frame)
+        if cut and frame > 0:
+            self._cuts.append(frame)
+        if self._roll is not None:
+            self._roll.add_prompt(text, part.key)
 
     def _forget_prompts(self) -> None:
         """Let go of prompts whose last frame has left, so that a stream with many of them does not grow."""
@@ -217,45 +248,33 @@ class FifoRollout(Iterator[LatentBlock]):
         """Words of the frame that leaves next."""
         return self._part_of(self._next).words
 
-    def set_prompt(self, prompt: str | RollPrompt, hard_cut: bool = False, at_frame: int | None = None) -> None:
+    def set_prompt(
+        self, prompt: str | RollPrompt | TextContext, hard_cut: bool = False, at_frame: int | None = None
+    ) -> None:
         """Use another prompt.
 
         Args:
-            prompt: words, or a prompt that is encoded already.
+            prompt: words, or a prompt that is encoded already (a bare TextContext has no subject to follow).
             hard_cut: begin a new scene: frames in the queue are dropped, and the next one leaves only after a new
                 first clip and warm-up.
             at_frame: latent frame from which the prompt holds; each frame has one prompt for its whole way through
-                the queue. None is now: all frames that are still in the queue go on under the new prompt, which shows
-                little by little.
+                the queue, unless it is in the queue already. None is now: all frames that have not left go on under
+                the new prompt, which shows little by little.
 
         Raises:
-            InputError: a frame that has left already, prompts out of order, or words without an encoder.
+            InputError: a frame that has left already, or words without an encoder.
         """
-        if isinstance(prompt, RollPrompt):
-            words, text = None, prompt
-        elif self._encode is None:
-            raise InputError("prompt: this rollout was made from embeddings; pass a RollPrompt")
-        else:
-            words, text = prompt, self._encode(prompt)
-        first_text = self._prompts[0].text.text
-        if text.text.batch != self.batch or text.text.branches != first_text.branches:
-            raise InputError(f"prompt: gives a batch of {text.text.batch}, the rollout has {self.batch}")
         frame = self._next if at_frame is None else at_frame
         if frame < self._next:
             raise InputError(f"at_frame={frame}: that frame has left; must be {self._next} or more")
-        last = self._prompts[-1]
-        if frame < last.frame:
-            raise InputError(f"at_frame={frame}: an earlier prompt begins at {last.frame}; give them in order")
-        part = _Part(last.key + 1, frame, words, text)
-        self._prompts.append(part)
-        if hard_cut and frame > 0:
-            self._cuts.append(frame)
+        if isinstance(prompt, TextContext):
+            prompt = RollPrompt(prompt)
+        words, text = (None, prompt) if isinstance(prompt, RollPrompt) else (prompt, self._encoded(prompt))
+        if text.positions == () and self.settings.additions.follows_subject:
+            raise InputError("prompt: this rollout follows a subject; pass words, or a RollPrompt with positions")
+        self._insert(frame, words, text, hard_cut)
         if self._roll is not None:
-            self._roll.add_prompt(text, part.key)
-            if at_frame is None:
-                self._roll.retarget(part.key)
-            else:
-                self._roll.reassign(self._prompt_of)
+            self._roll.reassign(self._prompt_of)
 
     # -- exact continuation --------------------------------------------------------------------------------------
 
@@ -282,6 +301,8 @@ class FifoRollout(Iterator[LatentBlock]):
             "next": self._next,
             "given": self._given,
             "cuts": list(self._cuts),
+            "keys": self._keys,
+            "switches": [list(switch) for switch in self._switches],
             "prompts": [
                 {
                     "key": part.key,
@@ -325,6 +346,8 @@ class FifoRollout(Iterator[LatentBlock]):
             text = RollPrompt(context, positions, tuple(facts["subject"]))
             self._prompts.append(_Part(facts["key"], facts["frame"], facts["words"], text))
         self._next, self._given, self._cuts = meta["next"], meta["given"], list(meta["cuts"])
+        self._keys = meta["keys"]
+        self._switches = deque((frame, words, cut) for frame, words, cut in meta["switches"])
         initial = tensors.get("initial")
         self._initial = None if initial is None else initial.to(self.denoiser.device, copy=True)
         self._roll = None

@@ -18,7 +18,7 @@ from longvid.errors import InputError
 from longvid.models.subject_mask import binary_mask
 from longvid.pipelines.schedules.fifo import FifoSchedule, Window
 
-SUBJECT_MODES = ("off", "boost", "bridge")
+SUBJECT_MODES = ("none", "boost", "bridge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class SubjectAttention:
     """Subject-aware cross-frame attention (Ouroboros-Diffusion, Eq. 4) on a joint-attention transformer.
 
     Args:
-        mode: ``off``; ``boost`` shows a window its own subject tokens twice (what the published layer amounts to
+        mode: ``none``; ``boost`` shows a window its own subject tokens twice (what the published layer amounts to
             here); ``bridge`` shows it the subject of finished frames, which it no longer sees.
         sink, recent: bridge: first and newest finished frames that are remembered.
         layers: self-attention layers; None is the last third.
@@ -37,7 +37,7 @@ class SubjectAttention:
         InputError: a value that cannot be.
     """
 
-    mode: str = "off"
+    mode: str = "none"
     sink: int = 1
     recent: int = 3
     layers: tuple[int, ...] | None = None
@@ -55,6 +55,19 @@ class SubjectAttention:
             raise InputError(f"subject_attention.limit={self.limit}: must be 1 token or more")
         if not 0.0 < self.max_sigma <= 1.0:
             raise InputError(f"subject_attention.max_sigma={self.max_sigma!r}: must be above 0 and at most 1")
+
+
+def check_bank(attention: SubjectAttention, schedule: FifoSchedule) -> None:
+    """A bank may not reach further back than a window is long: no such distance was ever trained.
+
+    Raises:
+        InputError: it does.
+    """
+    if attention.mode == "bridge" and attention.sink + attention.recent >= schedule.window_frames:
+        raise InputError(
+            f"subject_attention: subject_sink={attention.sink} + subject_recent={attention.recent} must be below"
+            f" window_frames={schedule.window_frames}"
+        )
 
 
 class SubjectTracker:

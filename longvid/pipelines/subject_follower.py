@@ -24,7 +24,7 @@ from longvid.models.taps import SubjectShare, check_layers, last_third, middle_h
 from longvid.models.window_denoiser import WindowDenoiser
 from longvid.pipelines.guidance import SelfRecurrentGuidance, SubjectMemory, unit_rms
 from longvid.pipelines.schedules.fifo import FifoSchedule, Window
-from longvid.pipelines.subject import SubjectAttention, SubjectTracker
+from longvid.pipelines.subject import SubjectAttention, SubjectTracker, check_bank
 
 Subject = tuple[str, ...]
 
@@ -75,11 +75,7 @@ class SubjectFollower:
         self.memory = SubjectMemory(guidance.decay)
         self.bank: SubjectBank | None = None
         if attention.mode == "bridge":
-            if attention.sink + attention.recent >= schedule.window_frames:
-                raise InputError(
-                    f"subject_attention.sink={attention.sink} + recent={attention.recent}: must be below window_frames"
-                    f"={schedule.window_frames}, so that no remembered frame is further away than a window is long"
-                )
+            check_bank(attention, schedule)
             self.bank = SubjectBank(
                 denoiser,
                 denoiser.subject_layers,

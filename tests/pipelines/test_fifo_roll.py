@@ -187,10 +187,10 @@ def test_a_switch_beyond_the_video_changes_nothing(denoiser: WindowDenoiser) -> 
     assert torch.equal(one, frames(make(denoiser, ADDITIONS["all"], texts=2), 4, lambda frame: int(frame >= 100)))
 
 
-def test_retargeting_reaches_every_frame_that_is_still_in_the_queue(denoiser: WindowDenoiser) -> None:
+def test_reassigning_reaches_every_frame_that_is_still_in_the_queue(denoiser: WindowDenoiser) -> None:
     roll, twin = make(denoiser, ADDITIONS["plain"], texts=2), make(denoiser, ADDITIONS["plain"], texts=2)
     frames(roll, 2), frames(twin, 2)
-    twin.retarget(1)
+    twin.reassign(lambda _: 1)
     after, other = frames(roll, 6, start=False), frames(twin, 6, lambda _: 1, start=False)
     difference = (after - other).abs().amax(dim=(0, 1, 3, 4))
     assert difference[0] > 1e-5

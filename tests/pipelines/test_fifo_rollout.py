@@ -157,14 +157,35 @@ def test_prompts_that_are_over_are_let_go(denoiser: WindowDenoiser) -> None:
     assert len(rollout._roll.prompts) <= 3
 
 
+def test_switches_known_beforehand_are_prompts_for_later_frames(denoiser: WindowDenoiser) -> None:
+    rollout = make(denoiser, frames=10)
+    rollout.set_prompt("a dog", at_frame=6)
+    switched = make(denoiser, frames=10, switches=[(6, "a dog", False)])
+    assert torch.equal(video(switched), video(rollout))
+
+
+def test_a_prompt_for_now_gives_way_to_one_that_was_scheduled(denoiser: WindowDenoiser) -> None:
+    rollout = make(denoiser, frames=10, switches=[(5, "a dog", False)])
+    next(rollout)
+    rollout.set_prompt("a fox")
+    words = []
+    for _ in rollout:
+        words.append(rollout.prompt)
+    assert words == ["a fox"] * 3 + ["a dog"] * 6
+
+
+def test_frames_before_a_hard_cut_do_not_know_of_it(denoiser: WindowDenoiser) -> None:
+    plain = video(make(denoiser, frames=9))
+    cut = video(make(denoiser, frames=9, switches=[(5, "a dog", True)]))
+    assert torch.equal(cut[:, :, :5], plain[:, :, :5])
+    assert (cut - plain)[:, :, 5].abs().max() > 0.1
+
+
 def test_prompts_that_cannot_be_are_refused(denoiser: WindowDenoiser) -> None:
     rollout = make(denoiser)
     next(rollout)
     with pytest.raises(ValueError, match="at_frame=0: that frame has left"):
         rollout.set_prompt("a dog", at_frame=0)
-    rollout.set_prompt("a dog", at_frame=4)
-    with pytest.raises(ValueError, match="an earlier prompt begins at 4"):
-        rollout.set_prompt("a fox", at_frame=3)
     rollout._encode = None
     with pytest.raises(ValueError, match="pass a RollPrompt"):
         rollout.set_prompt("a fox")

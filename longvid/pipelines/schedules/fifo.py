@@ -208,6 +208,8 @@ def check_steps(schedule: FifoSchedule, num_inference_steps: int | None) -> None
     if num_inference_steps is None or num_inference_steps == schedule.levels:
         return
     f = schedule.window_frames
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise InputError(f"num_inference_steps={num_inference_steps!r}: must be a whole number, a multiple of {f}")
     nearest = max(1, round(num_inference_steps / f))
     raise InputError(
         f"num_inference_steps={num_inference_steps}: a queue of {f}-frame windows takes a multiple of {f}"

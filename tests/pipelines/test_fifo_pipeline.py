@@ -1,0 +1,176 @@
+"""FifoPipeline and OuroborosPipeline: the same names and calls as every other method."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import longvid
+from longvid.models.vae_stream import streaming_decoder
+from longvid.presets import load_method
+
+PROMPT = "a red ball bounces over green hills"
+SMALL = {"train_frames": 4, "guidance_scale": 2.0}
+
+
+@pytest.fixture
+def pipe(make_tiny_pipe: Any) -> Any:
+    return make_tiny_pipe("fifo", **SMALL)
+
+
+def latents(pipe: Any, prompt: str = PROMPT, frames: int = 25, **more: Any) -> torch.Tensor:
+    return pipe(prompt, num_frames=frames, output_type="latent", **{"seed": 0, **more}).frames
+
+
+@pytest.mark.parametrize("name", ["fifo", "ouroboros"])
+def test_a_method_by_name_makes_a_video(make_tiny_pipe: Any, name: str) -> None:
+    pipe = make_tiny_pipe(name, **SMALL)
+    assert type(pipe).__name__ == load_method(name).pipeline
+    video = pipe(PROMPT, num_frames=17, seed=0).frames
+    assert video.shape == (1, 17, 64, 64, 3)
+    assert np.isfinite(video).all()
+
+
+def test_the_model_s_own_numbers_reach_the_queue(make_tiny_pipe: Any) -> None:
+    schedule = make_tiny_pipe(
+        "fifo", train_frames=6, guidance_scale=2.5, frames_per_block=3, steps=[1000]
+    ).method.schedule
+    assert (schedule.window_frames, schedule.guidance_scale, schedule.frames_per_block) == (6, 2.5, 1)
+    assert make_tiny_pipe("fifo", train_frames=None).method.schedule.guidance_scale == 5.0
+
+
+def test_stream_and_call_agree_and_frames_stream_out_one_latent_at_a_time(pipe: Any) -> None:
+    chunks = list(pipe.stream(PROMPT, num_frames=17, seed=0))
+    assert [c.frames.shape[0] for c in chunks] == [1, 4, 4, 4, 4]
+    assert [c.start_frame for c in chunks] == [0, 1, 5, 9, 13]
+    whole = pipe(PROMPT, num_frames=17, seed=0, output_type="np").frames[0]
+    streamed = np.concatenate([c.frames for c in chunks])
+    assert np.abs(streamed / 255.0 - whole).max() < 1 / 255
+
+
+def test_what_streams_out_is_one_full_decode(pipe: Any) -> None:
+    chunks = np.concatenate([c.frames for c in pipe.stream(PROMPT, num_frames=17, seed=0)])
+    decoded = streaming_decoder(pipe.vae).decode(latents(pipe, frames=17))
+    again = ((decoded[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    assert np.array_equal(chunks, again)
+
+
+def test_a_rollout_is_saved_and_goes_on(pipe: Any) -> None:
+    whole = latents(pipe, "a red ball bounces[1s] | a blue box hops[2s]", frames=33)
+    rollout = pipe.rollout("a red ball bounces[1s] | a blue box hops[2s]", num_frames=33, seed=0)
+    head = [next(rollout).latents for _ in range(3)]
+    again = pipe.rollout("a red ball bounces[1s] | a blue box hops[2s]", num_frames=33, seed=0)
+    again.load_state_dict(*rollout.state_dict())
+    assert torch.equal(torch.cat([*head, *(b.latents for b in again)], dim=2), whole)
+
+
+def test_a_prompt_schedule_changes_the_frames_from_its_second_on(pipe: Any) -> None:
+    plain = latents(pipe, "a red ball bounces over hills", frames=49)
+    switched = latents(pipe, "a red ball bounces over hills[2s] | a blue box hops at night", frames=49)
+    difference = (plain - switched).abs().amax(dim=(0, 1, 3, 4))
+    assert difference[:8].max() < difference[8:].max()
+    cut = latents(pipe, "a red ball bounces over hills[2s] | a blue box hops at night[2s#]", frames=49)
+    changed = (plain - cut).abs().amax(dim=(0, 1, 3, 4)) > 0
+    assert changed.tolist() == [False] * 8 + [True] * 5
+
+
+def test_batches_equal_their_samples(pipe: Any) -> None:
+    both = latents(pipe, frames=13, num_videos_per_prompt=2)
+    torch.testing.assert_close(both[1:], latents(pipe, frames=13, seed=1), atol=2e-4, rtol=1e-3)
+
+
+def test_without_additions_ouroboros_is_fifo(make_tiny_pipe: Any) -> None:
+    fifo, ouroboros = make_tiny_pipe("fifo", **SMALL), make_tiny_pipe("ouroboros", **SMALL)
+    ouroboros.use_method("ouroboros", {"schedule": {"tail_gain": 0.0}})
+    assert torch.equal(latents(fifo), latents(ouroboros))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tail_gain": 0.6},
+        {"subject_attention": "boost"},
+        {"subject_attention": "bridge", "subject_recent": 2},
+        {"memory_guidance": 0.05},
+        {"lookahead": False},
+        {"sampler": "euler"},
+        {"sampler": "euler", "eta": 1.0},
+        {"init": "renoise"},
+        {"context": "clean"},
+        {"num_partitions": 3},
+    ],
+    ids=lambda change: "-".join(f"{k}={v}" for k, v in change.items()),
+)
+def test_each_choice_by_itself_makes_another_video(pipe: Any, change: dict) -> None:
+    plain = latents(pipe)
+    pipe.use_method("fifo", {"schedule": change})
+    changed = latents(pipe)
+    assert changed.isfinite().all()
+    assert not torch.equal(plain, changed)
+
+
+def test_the_subject_is_found_by_itself_or_named(pipe: Any) -> None:
+    def run(words: list[str]) -> torch.Tensor:
+        return latents(pipe.use_method("fifo", {"schedule": {"subject_attention": "boost", "subject_words": words}}))
+
+    automatic = run([])
+    assert torch.equal(automatic, run(["red", "ball"]))
+    assert not torch.equal(automatic, run(["hills"]))
+
+
+def test_an_image_and_a_clip_go_on(pipe: Any) -> None:
+    for name, pictures in (("image", 1), ("video", 9)):
+        given = torch.rand(pictures, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        video = pipe(PROMPT, num_frames=17, seed=0, **{name: given if name == "video" else given[0]}).frames
+        assert video.shape == (1, 17, 64, 64, 3)
+
+
+def test_windows_one_by_one_agree(pipe: Any) -> None:
+    together = latents(pipe)
+    single = latents(pipe.use_method("fifo", {"schedule": {"window_batch": 1}}))
+    torch.testing.assert_close(together, single, atol=2e-4, rtol=1e-3)
+
+
+def test_steps_are_partitions(pipe: Any) -> None:
+    by_steps = latents(pipe, num_inference_steps=12)
+    assert torch.equal(by_steps, latents(pipe.use_method("fifo", {"schedule": {"num_partitions": 3}})))
+
+
+def test_another_method_on_the_same_object(make_tiny_pipe: Any) -> None:
+    pipe, other = make_tiny_pipe("ouroboros", **SMALL), make_tiny_pipe("self-forcing")
+    pipe.use_method("ouroboros", {"schedule": {"subject_attention": "bridge", "subject_recent": 1}})
+    latents(pipe)
+    chunkwise = latents(pipe, frames=33, method=load_method("self-forcing"))
+    torch.testing.assert_close(chunkwise, latents(other, frames=33, method=load_method("self-forcing")))
+
+
+@pytest.mark.parametrize(
+    ("change", "call", "message"),
+    [
+        ({"window_frames": 1}, {}, "window_frames"),
+        ({"num_partitions": 0}, {}, "num_partitions=0"),
+        ({"frames_per_block": 3}, {}, "frames_per_block=3: frames leave a queue one at a time; use 1"),
+        ({"eta": 0.5}, {}, 'eta=0.5: a stochastic step needs sampler="euler"'),
+        ({"sampler": "renoise"}, {}, "solver='renoise'"),
+        ({"tail_cutoff": 0.0}, {}, "tail_cutoff=0.0"),
+        ({"tail_gain": 1.0}, {}, "tail_gain=1.0"),
+        ({"subject_attention": "bridge", "subject_recent": 9}, {}, "must be below window_frames=4"),
+        ({"subject_attention": "boost", "subject_words": ["zebra"]}, {}, "subject_words='zebra': not in the prompt"),
+        ({"memory_guidance": 0.1, "subject_words": ["bal"]}, {}, "nearest 'ball'"),
+        ({}, {"num_inference_steps": 10}, "num_inference_steps=10: .*num_partitions=2 gives 8"),
+        ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({}, {"attention": "radial"}, "attention='radial'"),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_before_any_model_call(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, change: dict, call: dict, message: str
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("the transformer was called")
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", forbidden)
+    with pytest.raises(longvid.InputError, match=message) as caught:
+        latents(pipe.use_method("fifo", {"schedule": change}), **call)
+    assert "\n" not in str(caught.value)
