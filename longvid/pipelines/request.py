@@ -128,7 +128,7 @@ def resolve(
         latent_frames = grid.round_up(1 + math.ceil((frames - 1) / facts.temporal))
         if given_frames and grid.count(given_frames) >= grid.count(latent_frames):
             raise InputError(
-                f"num_frames={frames}: the given ones fill {given_frames} of {latent_frames} latent frames; ask for more"
+                f"num_frames={frames}: those given fill {given_frames} of {latent_frames} latent frames; ask for more"
             )
     switches = []
     for part, start in list(zip(schedules[0].parts, schedules[0].starts, strict=True))[1:]:

@@ -51,8 +51,8 @@ class Rollout(Iterator[LatentBlock]):
     fresh noise at the next level) or "euler" (x + (sigma' - sigma) v). frames: latent frames in all, initial ones
     included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch "none"
     keeps the keys, "window" re-encodes the recent frames under the new prompt, "all" the sink too. encode: what turns
-    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each takes effect at the
-    first block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
+    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each acts from the first
+    block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
 
     Raises InputError for lengths that are no whole number of blocks; FloatingPointError when a block is not finite.
     """

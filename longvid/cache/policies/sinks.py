@@ -46,7 +46,7 @@ class DeepSinkPolicy:
         shift = memory.get("sink_shift", 0)
         positions = tuple(f + shift for f in kept[: self.sink]) + kept[self.sink :]
         denoise = View(kept, positions, tuple(range(start, start + window)))
-        return Plan(evicted, denoise, commit_view(denoise, frames, self.commit_window), memory=memory)
+        return Plan(evicted, denoise, commit_view(denoise, start, frames, self.commit_window), memory=memory)
 
     def plan_recache(
         self, resident: Sequence[int], newest: Sequence[int], keep_sink: bool, memory: Mapping[str, int]
@@ -100,15 +100,14 @@ class EmaSinkPolicy:
         merge = None
         if evicted:
             if len(evicted) != self.sink:
-                low = self.window - len(evicted) + self.sink
                 raise InputError(
                     f"window={self.window}: {len(evicted)} frames leave at frame {start}, but the EMA sink holds "
-                    f"{self.sink}; choose a window that fills up in whole blocks, such as {low}"
+                    f"{self.sink}; use a window of {len(resident)} or {len(resident) + frames}"
                 )
             merge = Merge(evicted, tuple(resident[: self.sink]), self.ema_alpha)
         cached = len(kept)
         denoise = View(kept, tuple(range(cached)), tuple(range(cached, cached + window)))
-        return Plan(evicted, denoise, commit_view(denoise, frames, self.commit_window), merge, dict(memory))
+        return Plan(evicted, denoise, commit_view(denoise, start, frames, self.commit_window), merge, dict(memory))
 
     def plan_recache(
         self, resident: Sequence[int], newest: Sequence[int], keep_sink: bool, memory: Mapping[str, int]

@@ -51,7 +51,7 @@ class SlidingPolicy:
         else:
             positions, own = kept, tuple(range(start, start + window))
         denoise = View(kept, positions, own)
-        return Plan(evicted, denoise, commit_view(denoise, frames, self.commit_window), memory=dict(memory))
+        return Plan(evicted, denoise, commit_view(denoise, start, frames, self.commit_window), memory=dict(memory))
 
     def plan_recache(
         self, resident: Sequence[int], newest: Sequence[int], keep_sink: bool, memory: Mapping[str, int]
@@ -68,12 +68,13 @@ def check_commit_window(commit_window: int, frames_per_block: int) -> None:
     )
 
 
-def commit_view(denoise: View, frames: int, commit_window: int) -> View:
-    """The commit call's view: the denoise view, or only its newest frames under the commit rule."""
+def commit_view(denoise: View, start: int, frames: int, commit_window: int) -> View:
+    """The commit call's view: the denoise view, or under the commit rule only the frames just before the block."""
     own = denoise.own_positions[:frames]
     if not commit_window:
         return View(denoise.frames, denoise.positions, own)
-    count = commit_window - frames
+    first = start - (commit_window - frames)  # a sink that was left behind is not among them
+    count = sum(frame >= first for frame in denoise.frames)
     return View(newest(denoise.frames, count), newest(denoise.positions, count), own)
 
 
@@ -88,7 +89,7 @@ def recache_plan(
 ) -> RecachePlan:
     """LongLive's recache: while all history fits the window everything is encoded anew, the sink included; later the
     sink's old keys and values stay and the oldest re-encoded frames only act as queries."""
-    whole_history = len(fresh) > 0 and resident[:1] == fresh[:1]
+    whole_history = bool(resident) and resident[0] == fresh[0]
     kept = () if whole_history else tuple(resident[:sink])
     skip = len(kept)
     own = tuple(range(len(fresh))) if window_positions else tuple(fresh)

@@ -1,0 +1,250 @@
+"""The truth beside FrameKVCache: concatenate, roll by clone, rotate everything again on every call.
+
+Same verbs and same policies, so it can take FrameKVCache's place under a Denoiser; nothing is preallocated, nothing is
+remembered between calls but un-roped keys and values in temporal order. Slow on purpose: tests compare against it, and
+benchmarks measure what the real cache saves.
+
+Shape letters: B batch, T cached tokens, L tokens of a call, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layer_store import Rotary
+from .policies.participative import ParticipativePolicy
+from .policies.plan import Plan, Policy, RecachePlan, View
+
+
+@dataclass(slots=True)
+class NaiveView:
+    """A view as planned, with the tables of the call's own tokens."""
+
+    view: View
+    cos: Tensor
+    sin: Tensor
+    start: int
+    skip: int = 0
+
+
+class NaiveLayer:
+    """Un-roped keys and values of one layer, [B, T, N, D], in temporal order."""
+
+    def __init__(self, cache: NaiveCache) -> None:
+        self.cache = cache
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.pending: tuple[Tensor, Tensor] | None = None
+
+    def read(self, view: NaiveView, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.cache.rotary.tokens_per_frame
+        self.pending = (key[:, view.skip * t :].clone(), value[:, view.skip * t :].clone())
+        keys, values, positions = [], [], list(view.view.positions) + list(view.view.own_positions[view.skip :])
+        for frame in view.view.frames:
+            at = self.cache.order.index(frame) * t
+            assert self.keys is not None
+            assert self.values is not None
+            keys.append(self.keys[:, at : at + t].clone())
+            values.append(self.values[:, at : at + t].clone())
+        joined = torch.cat([*keys, self.pending[0]], dim=1)
+        return self.cache.rotary.rotate(joined, positions), torch.cat([*values, self.pending[1]], dim=1)
+
+    def keep(self, frames: Sequence[int]) -> None:
+        """Roll by clone: only the frames at these places of the order stay."""
+        if self.keys is None or self.values is None:
+            return
+        t = self.cache.rotary.tokens_per_frame
+        self.keys = torch.cat([self.keys[:, f * t : (f + 1) * t].clone() for f in frames] or [self.keys[:, :0]], dim=1)
+        self.values = torch.cat(
+            [self.values[:, f * t : (f + 1) * t].clone() for f in frames] or [self.values[:, :0]], dim=1
+        )
+
+    def append(self, frames: int) -> None:
+        assert self.pending is not None
+        tokens = frames * self.cache.rotary.tokens_per_frame
+        key, value = (x[:, :tokens] for x in self.pending)
+        self.keys = key if self.keys is None else torch.cat([self.keys, key], dim=1)
+        self.values = value if self.values is None else torch.cat([self.values, value], dim=1)
+
+
+class NaiveCache:
+    """Stands in for FrameKVCache (same constructor)."""
+
+    def __init__(self, policy: Policy, *, layers: int, batch: int, rotary: Rotary, **_: Any) -> None:
+        self.policy, self.batch, self.rotary = policy, batch, rotary
+        self.tokens_per_frame = rotary.tokens_per_frame
+        self.compress = isinstance(policy, ParticipativePolicy)
+        self.layers: list[Any] = [(NaiveTokens if self.compress else NaiveLayer)(self) for _ in range(layers)]
+        self.order: list[int] = []
+        self.memory: dict[str, int] = {}
+        self.open_block: tuple[int, ...] = ()
+        self._plan: Plan | None = None
+        self._recache: RecachePlan | None = None
+
+    @property
+    def resident(self) -> tuple[int, ...]:
+        return tuple(self.order)
+
+    @property
+    def resident_frames(self) -> int:
+        return len(self.order)
+
+    def begin(self, start: int, frames: int, window: int | None = None) -> None:
+        window = frames if window is None else window
+        if not self.compress:
+            plan = self.policy.plan(self.order, start, frames, window, self.memory)
+            if plan.merge is not None:
+                self._merge(plan)
+            keep = [i for i, frame in enumerate(self.order) if frame not in plan.evict]
+            for layer in self.layers:
+                layer.keep(keep)
+            self.order = [self.order[i] for i in keep]
+            self.memory, self._plan = dict(plan.memory), plan
+        self.open_block = tuple(range(start, start + frames))
+
+    def _merge(self, plan: Plan) -> None:
+        t, merge = self.tokens_per_frame, plan.merge
+        assert merge is not None
+        for layer in self.layers:
+            for x in (layer.keys, layer.values):
+                for evicted, sink in zip(merge.evicted, merge.into, strict=True):
+                    a, b = self.order.index(evicted) * t, self.order.index(sink) * t
+                    x[:, b : b + t] = merge.alpha * x[:, b : b + t] + (1 - merge.alpha) * x[:, a : a + t]
+
+    def view(self, kind: str) -> NaiveView:
+        if self._recache is not None:
+            plan = self._recache
+            view = View(plan.keep, plan.kept_positions, plan.own_positions)
+            return NaiveView(view, *self.rotary.at(view.own_positions), start=self.open_block[0], skip=plan.store[0])
+        if self.compress:
+            view = View((), (), self.open_block)
+        else:
+            assert self._plan is not None
+            view = self._plan.denoise if kind == "denoise" else self._plan.commit
+        return NaiveView(view, *self.rotary.at(view.own_positions), start=self.open_block[0])
+
+    def commit(self) -> None:
+        for layer in self.layers:
+            layer.append(len(self.open_block))
+        self.order += list(self.open_block)
+        self.open_block = ()
+
+    def abort(self) -> None:
+        self.open_block = ()
+
+    def reset(self) -> None:
+        self.__init__(  # type: ignore[misc]
+            self.policy, layers=len(self.layers), batch=self.batch, rotary=self.rotary
+        )
+
+    def begin_recache(self, newest: Sequence[int], keep_sink: bool) -> None:
+        if self.compress:
+            raise NotImplementedError("the naive twin re-encodes whole frames only")
+        plan = self.policy.plan_recache(self.order, newest, keep_sink, self.memory)
+        keep = [i for i, frame in enumerate(self.order) if frame in plan.keep]
+        for layer in self.layers:
+            layer.keep(keep)
+        self.order, self.memory = list(plan.keep), dict(plan.memory)
+        self._recache, self.open_block = plan, tuple(newest)
+
+    def commit_recache(self) -> None:
+        assert self._recache is not None
+        for layer in self.layers:
+            layer.append(len(self._recache.store))
+        self.order += [self.open_block[i] for i in self._recache.store]
+        self.open_block, self._recache = (), None
+
+
+class NaiveTokens:
+    """Participative compression on plain lists of tokens, one sample after the other.
+
+    Each token remembers its un-roped key, value, frame, place in the frame, and reuse count; the sink's shift is kept
+    beside. Sorting is by frame and place, so concatenation order is temporal order.
+    """
+
+    def __init__(self, cache: NaiveCache) -> None:
+        self.cache, self.policy = cache, cache.policy
+        assert isinstance(self.policy, ParticipativePolicy)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.frames = torch.zeros(cache.batch, 0, dtype=torch.long)
+        self.places = torch.zeros(cache.batch, 0, dtype=torch.long)
+        self.counts = torch.zeros(cache.batch, 0, dtype=torch.long)
+        self.queries: Tensor | None = None
+        self.shift = 0
+        self.origin: int | None = None
+        self.block: int | None = None
+        self.pending: tuple[Tensor, Tensor] | None = None
+
+    def _rotate(self, keys: Tensor, frames: Tensor, places: Tensor) -> Tensor:
+        """Every token at its own position: its frame, plus the shift for the sink's."""
+        t = self.cache.rotary.tokens_per_frame
+        positions = frames.clone()
+        positions[:, : self.policy.sink * t] += self.shift
+        unique, index = torch.unique(positions, return_inverse=True)
+        tables = (x.reshape(len(unique), t, 1, -1)[index, places] for x in self.cache.rotary.at(unique.tolist()))
+        return self.cache.rotary.apply(keys, *tables)
+
+    def read(self, view: NaiveView, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        policy, t = self.policy, self.cache.rotary.tokens_per_frame
+        assert isinstance(policy, ParticipativePolicy)
+        self.pending = (key.clone(), value.clone())
+        limit = policy.recent * t
+        self.queries = query if self.queries is None else torch.cat([self.queries, query], dim=1)
+        self.queries = self.queries[:, -limit:].clone()
+        own = key.shape[1]
+        frames = view.start + torch.arange(own).div(t, rounding_mode="floor").expand(key.shape[0], -1)
+        places = torch.arange(own).remainder(t).expand(key.shape[0], -1)
+        cached = self.frames.shape[1]
+        keys = key if self.keys is None else torch.cat([self.keys, key], dim=1)
+        values = value if self.values is None else torch.cat([self.values, value], dim=1)
+        frames, places = torch.cat([self.frames, frames], dim=1), torch.cat([self.places, places], dim=1)
+        if view.start != self.block and policy.triggers(cached, own, t):
+            rotated = self._rotate(keys, frames, places)
+            keep = policy.keep(cached, own, self.queries.shape[1], t)
+            counts = torch.cat([self.counts, torch.zeros(key.shape[0], own, dtype=torch.long)], dim=1)
+            kept = torch.stack([self._choose(rotated[b], counts[b], b, keep) for b in range(key.shape[0])])
+            chosen = slice(keep.sink, kept.shape[1] - (keep.total - keep.recent_start))
+            counts = counts.gather(1, kept)
+            counts[:, chosen] += 1
+            keys, values = (x.gather(1, kept[..., None, None].expand(-1, -1, *x.shape[2:])) for x in (keys, values))
+            frames, places = frames.gather(1, kept), places.gather(1, kept)
+            old = kept.shape[1] - own
+            self.keys, self.values = keys[:, :old], values[:, :old]
+            self.frames, self.places, self.counts = frames[:, :old], places[:, :old], counts[:, :old]
+            if keep.sink:
+                self.shift, self.origin = policy.sink_shift(view.start, kept.shape[1], t, self.origin)
+        self.block = view.start
+        return self._rotate(keys, frames, places), values
+
+    def _choose(self, rotated: Tensor, counts: Tensor, sample: int, keep: Any) -> Tensor:
+        """Indices that stay: sink, the top candidates below the reuse limit, recent."""
+        policy = self.policy
+        assert isinstance(policy, ParticipativePolicy)
+        assert self.queries is not None
+        queries = self.queries[sample][-(keep.total - keep.recent_start) :]
+        dots = torch.einsum("qnd,tnd->qt", queries, rotated) / (math.sqrt(rotated.shape[-1]) * rotated.shape[1])
+        scores = dots.sum(0) if policy.fusion == "sum" else dots.amax(0)
+        candidates = [
+            i for i in range(keep.sink, keep.recent_start) if not policy.max_reuse or int(counts[i]) < policy.max_reuse
+        ]
+        best = sorted(candidates, key=lambda i: float(scores[i]), reverse=True)[: keep.top]
+        return torch.tensor([*range(keep.sink), *sorted(best), *range(keep.recent_start, keep.total)])
+
+    def append(self, frames: int) -> None:
+        assert self.pending is not None
+        key, value = self.pending
+        t, batch = self.cache.rotary.tokens_per_frame, key.shape[0]
+        labels = torch.tensor(self.cache.open_block).repeat_interleave(t).expand(batch, -1)
+        self.keys = key if self.keys is None else torch.cat([self.keys, key], dim=1)
+        self.values = value if self.values is None else torch.cat([self.values, value], dim=1)
+        self.frames = torch.cat([self.frames, labels], dim=1)
+        self.places = torch.cat([self.places, torch.arange(t).repeat(frames).expand(batch, -1)], dim=1)
+        self.counts = torch.cat([self.counts, torch.zeros(batch, frames * t, dtype=torch.long)], dim=1)
+        self.block = None
