@@ -56,7 +56,7 @@ def render_segments(pipe, prompt: str, seconds: int, seed: int, **options) -> tu
             frames = np.concatenate(buffer)
             segments.append(frames[: SEGMENT * fps])
             buffer = [frames[SEGMENT * fps :]]
-            if 1 < len(segments):
+            if len(segments) > 1:
                 segments[-2] = segments[-2] if len(segments) == 2 else np.median(segments[-2], 0, keepdims=True)
     if len(segments) < count:
         segments.append(np.concatenate(buffer))
