@@ -8,6 +8,7 @@ owns one range of at most BLOCK_M queries of one head. Truth: naive.py.
 Shape letters: M rows of a query range, N keys of a key range, D head dim.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import triton
