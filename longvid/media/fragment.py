@@ -38,8 +38,8 @@ class VideoFormat(Protocol):
         """The bytes of frames ``start_frame ..``, uint8 [T, H, W, 3], T at least 1."""
         ...
 
-    def finished(self, path: str) -> str | None:
-        """Write a tidier equal beside ``path`` and return its name, or None when the file is as good as it gets."""
+    def finished(self, path: str, target: str) -> bool:
+        """Write a tidier equal of ``path`` to ``target``; False when the file is as good as it gets."""
         ...
 
 

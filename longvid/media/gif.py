@@ -40,8 +40,8 @@ class GifFormat:
                 data += piece
         return Fragment(bytes(data), veil=_TRAILER, trailer=_TRAILER)
 
-    def finished(self, path: str) -> None:
-        return None
+    def finished(self, path: str, target: str) -> bool:
+        return False
 
     def _centiseconds(self, frame: int) -> int:
         return round(100 * frame / self.rate)

@@ -57,9 +57,8 @@ class Mp4Format:
         # A `free` box as long as the fragment: until the eight bytes become moof's, players step over it.
         return Fragment(bytes(body), veil=struct.pack(">I4s", len(body), b"free"))
 
-    def finished(self, path: str) -> str:
-        """Copy the packets into an ordinary MP4 with its index in front (``path + ".whole"``)."""
-        target = path + ".whole"
+    def finished(self, path: str, target: str) -> bool:
+        """Copy the packets into an ordinary MP4 with its index in front."""
         options = {"movflags": "+faststart", "fflags": "+bitexact", "video_track_timescale": str(self.timescale)}
         with av.open(path) as source, av.open(target, "w", format="mp4", options=options) as sink:
             video = source.streams.video[0]
@@ -69,7 +68,7 @@ class Mp4Format:
                     continue
                 packet.stream = copy
                 sink.mux(packet)
-        return target
+        return True
 
     def _encode(self, frames_THWC: np.ndarray) -> bytes:
         buffer = io.BytesIO()

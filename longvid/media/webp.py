@@ -39,8 +39,8 @@ class WebpFormat:
             data += _chunk(b"ANMF", place + _uint24(duration) + bytes([_NO_BLEND]) + self._still(frame_HWC))
         return Fragment(bytes(data), patch=lambda length: (4, struct.pack("<I", length - 8)))
 
-    def finished(self, path: str) -> None:
-        return None
+    def finished(self, path: str, target: str) -> bool:
+        return False
 
     def _still(self, frame_HWC: np.ndarray) -> bytes:
         """The bitstream chunk (VP8 or VP8L) of one picture."""

@@ -166,12 +166,16 @@ class FileWriter:
     def finish(self) -> None:
         self.close()
         with told(self.path):
-            whole = self._form.finished(self.path)
-            if whole is not None:
-                with open(whole, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(whole, self.path)
-                sync_folder(self.path)
+            whole = f"{self.path}.whole"
+            try:
+                if self._form.finished(self.path, whole):
+                    with open(whole, "rb+") as file:
+                        os.fsync(file.fileno())
+                    os.replace(whole, self.path)
+                    sync_folder(self.path)
+            except BaseException:
+                Path(whole).unlink(missing_ok=True)
+                raise
 
     def close(self) -> None:
         if self._file >= 0:
