@@ -114,7 +114,7 @@ def rolling(
 
 
 #: (context blocks, window blocks) of the rolling layout and how often each is drawn
-_ROLLING = (((0, 5), 0.35), ((1, 4), 0.20), ((2, 3), 0.20), ((3, 2), 0.05), ((4, 5), 0.20))
+_ROLLING = (((0, 5), 0.35), ((1, 4), 0.20), ((2, 3), 0.20), ((3, 2), 0.05), ((2, 5), 0.20))
 #: blocks of the teacher-forcing layout and how often each is drawn: short clips are cheap, long ones teach the window
 _FORCING = ((3, 0.80), (5, 0.12), (7, 0.08))
 
@@ -122,7 +122,7 @@ _FORCING = ((3, 0.80), (5, 0.12), (7, 0.08))
 def draw_layout(rng: np.random.Generator, *, frames: int = 210, rolling_share: float = 0.28, block: int = 3) -> Layout:
     """Draw one batch's layout, about ``frames`` frames in all.
 
-    The few choices give three sequence lengths (5, 9 and 13 blocks), so that a compiled forward has three shapes.
+    The few choices give four sequence lengths (5, 7, 9 and 13 blocks), so that a compiled forward has four shapes.
     """
     if rng.uniform() < rolling_share:
         pick = rng.choice(len(_ROLLING), p=[p for _, p in _ROLLING])

@@ -37,9 +37,10 @@ def test_a_rolling_window_is_joint_and_its_noise_never_falls(context: int, windo
 
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=50, deadline=None)
-def test_drawn_layouts_have_three_lengths_and_valid_noise(seed: int) -> None:
+def test_drawn_layouts_have_four_lengths_and_valid_noise(seed: int) -> None:
     layout = draw_layout(np.random.default_rng(seed))
-    assert len(layout.source) in (15, 27, 39)
+    assert len(layout.source) in (15, 21, 27, 39)
+    assert layout.span <= 21
     assert layout.sigma.shape[1] == len(layout.source)
     assert layout.mask.any(1).all()
     assert ((layout.sigma >= 0) & (layout.sigma <= 1)).all()
