@@ -211,7 +211,7 @@ class Rollout(Iterator[LatentBlock]):
             latents = torch.cat(results, dim=2)
             changed = self.on_step(self._calls, 1000.0 * max(levels), latents)
             if changed is not None:
-                results = list(changed.split([block.frames for block, _ in window], dim=2))
+                results = list(torch.split(changed, [block.frames for block, _ in window], dim=2))
         for (block, step), latents in zip(window, results, strict=True):
             if step == len(self.sigmas) - 1:
                 del self._work[block.index]
@@ -395,7 +395,7 @@ class Rollout(Iterator[LatentBlock]):
             self._pending = (self.grid[pending[0]], tensors["pending"].to(device, copy=True), pending[1])
         self._history.clear()
         if meta["history"]:
-            frames = tensors["history"].to(device, copy=True).split(1, dim=2)
+            frames = torch.split(tensors["history"].to(device, copy=True), 1, dim=2)
             self._history.extend(zip(meta["history"], frames, strict=True))
         self._switches = deque((frame, prompt, cut) for frame, prompt, cut in meta["switches"])
         self._next_prompt = None
