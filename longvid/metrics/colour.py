@@ -109,7 +109,7 @@ class HueMeter:
         self._span = max(1, round(seconds * self._rate))
         # Per frame: the plain histogram, the saturation-weighted one, and the mean Lab.
         self._ring = np.zeros((self._span, 2 * HUE_BINS + 3))
-        self._first = np.zeros(2 * HUE_BINS + 3)
+        self._head = np.zeros_like(self._ring)  # the first of them, which the ring forgets
         self._frames = self._samples = 0
 
     def update(self, view: View) -> None:
@@ -124,7 +124,7 @@ class HueMeter:
         row[HUE_BINS:-3] = np.bincount(index, weights=weights.ravel(), minlength=HUE_BINS) / index.size
         row[-3:] = view.lab
         if self._samples < self._span:
-            self._first += row
+            self._head[self._samples] = row
         self._samples += 1
 
     def result(self) -> HueDrift:
@@ -137,7 +137,7 @@ class HueMeter:
         n = min(self._span, max(1, self._samples // 3))
         order = np.arange(self._samples - n, self._samples) % self._span
         last = self._ring[order].mean(axis=0)
-        first = self._first / self._span if n == self._span else self._ring[:n].mean(axis=0)
+        first = self._head[:n].mean(axis=0)
         plain = np.abs(first[:HUE_BINS] - last[:HUE_BINS]).sum()
         return HueDrift(
             similarity=float(100 * (1 - plain / 2)),

@@ -128,8 +128,9 @@ class LoopMeter:
 
     A loop-back is a stretch of at least ``hold_seconds`` whose distance is under ``near`` of the usual one, the median
     after the start. Being relative, it is silent on a scene that never left its start: where the usual distance is
-    under ``still`` grey levels there is nothing to fall back from. A scene that truly repeats itself cannot be told
-    from a loop: compare with real video of the same scene where there is some.
+    under ``still`` grey levels there is nothing to fall back from; and the video must first have been half the usual
+    distance away, so that its start may go on. ``near`` lets ordinary periodic motion pass (a seventh of the
+    usual distance). A scene that repeats exactly cannot be told from a loop: compare with real video of it.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class LoopMeter:
         *,
         start_seconds: float = 4.0,
         hold_seconds: float = 0.5,
-        near: float = 0.25,
+        near: float = 0.12,
         still: float = 2.0,
     ) -> None:
         self._fps, self._near, self._still = check_fps(fps), near, still
@@ -174,7 +175,8 @@ class LoopMeter:
         nearest, usual = self._bins.values()[:, 0], float(np.nanmedian(self._usual.values()))
         if usual < self._still:
             return nothing
-        back = nearest < self._near * usual  # NaN compares as False
+        left = np.maximum.accumulate(nearest > 0.5 * usual)  # NaN compares as False
+        back = left & (nearest < self._near * usual)
         begins = np.flatnonzero(back & ~np.concatenate([[False], back[:-1]]))
         # A bin holds means over the hold that ended in it, so the fall began a hold earlier, give or take one.
         seconds = (self._start + begins * self._bins.width - (len(self._hold) - 1)) / self._fps

@@ -59,7 +59,7 @@ class FaultMeter:
         frozen_seconds: float = 1.0,
         frozen_change: float = 0.5,
         cut_step: float = 12.0,
-        cut_ratio: float = 6.0,
+        cut_ratio: float = 4.0,
     ) -> None:
         """``frozen_*``: least length of a frozen stretch and most change (mean grey levels over the whole of it).
 

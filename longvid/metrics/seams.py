@@ -110,14 +110,23 @@ def _seam(boundary: np.ndarray, elsewhere: np.ndarray, joint: np.ndarray, *, flo
 def _resampled_medians(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Medians of bootstrap samples, drawn through the median's rank: the k-th smallest of n draws is Beta-distributed.
 
-    For n uniform draws with replacement the middle order statistic of the ranks is Beta(k, n - k + 1) (David & Nagaraja
-    2003, section 2.1): no n x resamples table, whatever n is. For even n the two middle values are not averaged.
+    The k-th smallest of n uniform numbers is Beta(k, n - k + 1) (David & Nagaraja 2003, section 2.1), and the next one
+    above it is the least of n - k uniform in what remains: no n x resamples table, whatever n is.
     """
     n = len(values)
-    k = (n + 1) // 2 if n % 2 else n // 2 + rng.integers(0, 2, resamples)
-    at = np.minimum((rng.beta(k, n - k + 1, resamples) * n).astype(int), n - 1)
-    drawn: np.ndarray = np.sort(values)[at]
-    return drawn
+    k = (n + 1) // 2
+    at = rng.beta(k, n - k + 1, resamples)
+    ordered = np.sort(values)
+
+    def pick(share: np.ndarray) -> np.ndarray:
+        chosen: np.ndarray = ordered[np.minimum((share * n).astype(int), n - 1)]
+        return chosen
+
+    if n % 2:
+        return pick(at)
+    above = at + (1 - at) * (1 - rng.uniform(size=resamples) ** (1 / (n - k)))
+    middle: np.ndarray = (pick(at) + pick(above)) / 2
+    return middle
 
 
 def block_boundaries(

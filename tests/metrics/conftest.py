@@ -30,9 +30,9 @@ class Clips:
         return 40 + 175 * (top * (1 - u) + low * u)
 
     @classmethod
-    def pan(cls, frames: int, step: int, *, size: int = 96, seed: int = 0, start: int = 0) -> np.ndarray:
-        """A camera panning right over a texture by ``step`` whole pixels a frame: the exact flow is -step everywhere."""
-        wide = cls.texture(size, size + step * (frames + start), seed=seed)
+    def pan(cls, frames: int, step: int, *, size: int = 96, seed: int = 0, start: int = 0, cell: int = 6) -> np.ndarray:
+        """A camera panning right over a texture by ``step`` whole pixels a frame: flow is -step everywhere."""
+        wide = cls.texture(size, size + step * (frames + start), seed=seed, cell=cell)
         return np.stack([wide[:, step * t : step * t + size] for t in range(start, start + frames)]).astype(np.uint8)
 
     @classmethod
@@ -40,7 +40,7 @@ class Clips:
         return np.repeat(cls.texture(size, size, seed=seed)[None].astype(np.uint8), frames, axis=0)
 
     @classmethod
-    def walker(cls, frames: int, *, size: int = 96, side: int = 16, step: float = 2.0, seed: int = 0) -> np.ndarray:
+    def walker(cls, frames: int, *, size: int = 96, side: int = 24, step: float = 2.0, seed: int = 0) -> np.ndarray:
         """A bright, textured square that bounces between the walls of a still scene."""
         video = cls.still(frames, size=size, seed=seed)
         square = (cls.texture(side, side, seed=seed + 1, cell=4) * (0.4, 0.4, 0.1) + (160, 160, 20)).astype(np.uint8)
@@ -75,9 +75,11 @@ def clips() -> type[Clips]:
 def save(tmp_path: Path):
     """Write frames to a video file: losslessly (ffv1 in mkv) unless another name and codec are given."""
 
-    def write(frames: np.ndarray, name: str = "clip.mkv", *, codec: str = "ffv1", fps: int = FPS) -> Path:
+    def write(
+        frames: np.ndarray, name: str = "clip.mkv", *, codec: str = "ffv1", fps: int = FPS, movflags: str = ""
+    ) -> Path:
         path = tmp_path / name
-        with av.open(str(path), "w") as container:
+        with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
             stream = container.add_stream(codec, rate=fps)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"

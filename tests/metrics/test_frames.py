@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from skimage.color import rgb2hsv, rgb2lab
@@ -33,7 +35,7 @@ def test_area_average_keeps_the_mean_of_every_cell(height, width):
     got = area_average(image, 32, 32)
     rows = np.linspace(0, height, 33).round().astype(int)
     cols = np.linspace(0, width, 33).round().astype(int)
-    want = [[image[a:b, c:d].mean() for c, d in zip(cols, cols[1:])] for a, b in zip(rows, rows[1:])]
+    want = [[image[a:b, c:d].mean() for c, d in itertools.pairwise(cols)] for a, b in itertools.pairwise(rows)]
     assert np.abs(got - np.array(want)).max() < 1e-5
 
 
