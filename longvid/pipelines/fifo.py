@@ -164,7 +164,7 @@ class FifoPipeline(LongVideoPipeline):
         wanted = request.method.schedule.subject_words
         found = [
             find_subject(
-                text if self.tokenizer is None else prompt_clean(text),
+                text if self.tokenizer is None else prompt_clean(text),  # type: ignore[no-untyped-call]
                 wanted,
                 tokenizer=self.tokenizer,
                 text_encoder=self.text_encoder,

@@ -83,7 +83,7 @@ class SubjectTracker:
 
     def record(self, window: Window, share_BL: Tensor, first: int, last: int) -> None:
         """Take in the share of slots ``first .. last-1``, measured on a window's ``[B, L]``."""
-        share_BFS = share_BL.unflatten(1, (window.end - window.start, -1))
+        share_BFS = share_BL.reshape(share_BL.shape[0], window.end - window.start, -1)
         self.share_BQS[:, first:last] = share_BFS[:, first - window.start : last - window.start]
         self.known_Q[first:last] = True
         self._masks = None

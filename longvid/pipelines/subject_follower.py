@@ -182,11 +182,11 @@ class SubjectFollower:
             self.memory.update(keys, masks_BFS)
         frame = self.schedule.exit_frame(index)
         if self.bank is not None and frame is not None:
-            heads = (self.denoiser.heads, self.denoiser.head_dim)
+            shape = (self._batch, -1, self.denoiser.heads, self.denoiser.head_dim)
             self.bank.commit(
                 frame,
-                {layer: self._seen["key"][layer][:, 0].unflatten(-1, heads) for layer in self.bank.layers},
-                {layer: self._seen["value"][layer][:, 0].unflatten(-1, heads) for layer in self.bank.layers},
+                {layer: self._seen["key"][layer][:, 0].reshape(shape) for layer in self.bank.layers},
+                {layer: self._seen["value"][layer][:, 0].reshape(shape) for layer in self.bank.layers},
                 masks_BFS[:, 0],
                 self.tracker.share_BQS[:, window.keep],
             )

@@ -97,7 +97,8 @@ def frequency_mix(low: Tensor, high: Tensor, mask: Tensor) -> Tensor:
     spectrum_high = torch.fft.fftshift(torch.fft.fftn(high, dim=axes), dim=axes)
     mask = mask.to(device=low.device, dtype=low.dtype)
     mixed = spectrum_low * mask + spectrum_high * (1.0 - mask)
-    return torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=axes), dim=axes).real
+    out: Tensor = torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=axes), dim=axes).real
+    return out
 
 
 def forward_chain(latents: Tensor, betas: Tensor, noises: Tensor) -> Tensor:

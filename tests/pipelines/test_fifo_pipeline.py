@@ -145,6 +145,57 @@ def test_another_method_on_the_same_object(make_tiny_pipe: Any) -> None:
     torch.testing.assert_close(chunkwise, latents(other, frames=33, method=load_method("self-forcing")))
 
 
+@pytest.mark.parametrize("name", ["fifo", "ouroboros"])
+def test_an_interrupted_render_goes_on_to_the_same_frames(make_tiny_pipe: Any, tmp_path: Any, name: str) -> None:
+    prompt = "a red ball bounces over hills[1s] | a blue box hops[1s]"
+    changes = {"schedule": {"subject_attention": "bridge", "subject_recent": 1}} if name == "ouroboros" else None
+
+    def render(file: str, **more: Any) -> str:
+        pipe = make_tiny_pipe(name, **SMALL).use_method(name, changes)
+        pipe.render(prompt, tmp_path / file, num_frames=33, seed=0, snapshot_every=2, **more)
+        return (tmp_path / f"{file}.frames_md5").read_text()
+
+    def stop(progress: Any) -> None:
+        if progress.block == 5:
+            raise KeyboardInterrupt
+
+    whole = render("whole.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        render("cut.mp4", progress=stop)
+    assert render("cut.mp4", resume=True) == whole
+
+
+def test_a_stock_wan_folder(tmp_path: Any, make_tiny_transformer: Any) -> None:
+    """UMT5 with a tokenizer of its own, Wan's VAE: subject words are found among the tokenizer's."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+    from diffusers import WanPipeline as StockPipeline
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    words = ["[PAD]", "[UNK]", "a", "red", "ball", "bounces", "over", "green", "hills"]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": len(words)}
+    vae = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
+                           latents_std=[1.0] * 4)  # fmt: skip
+    StockPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]"),
+        text_encoder=UMT5EncoderModel(UMT5Config(**sizes)).eval(),
+        transformer=make_tiny_transformer(),
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(tmp_path)
+    changes = {"schedule": {"window_frames": 4, "subject_attention": "bridge", "subject_recent": 1}}
+    pipe = longvid.load(tmp_path, method="ouroboros", overrides=changes, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    video = pipe(PROMPT, num_frames=9, height=32, width=32, seed=0).frames
+    assert video.shape == (1, 9, 32, 32, 3)
+    rollout = pipe.rollout(PROMPT, num_frames=9, height=32, width=32, seed=0)
+    assert rollout._prompts[0].text.positions == ((1, 2),)
+    assert rollout._prompts[0].text.subject == ("red", "ball")
+
+
 @pytest.mark.parametrize(
     ("change", "call", "message"),
     [

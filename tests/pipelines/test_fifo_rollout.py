@@ -148,6 +148,15 @@ def test_a_hard_cut_is_a_new_scene(denoiser: WindowDenoiser) -> None:
     assert cut[4].stats["model_calls"] == 10.0
 
 
+def test_the_state_does_not_grow_with_the_video(denoiser: WindowDenoiser) -> None:
+    rollout, sizes = make(denoiser, frames=None, additions=ALL), []
+    for frame in range(60):
+        next(rollout)
+        if frame in (9, 59):
+            sizes.append(sum(tensor.numel() for tensor in rollout.state_dict()[0].values()))
+    assert sizes[0] == sizes[1]
+
+
 def test_prompts_that_are_over_are_let_go(denoiser: WindowDenoiser) -> None:
     rollout = make(denoiser, frames=None)
     for index in range(40):
