@@ -132,7 +132,10 @@ def deep_forcing(case: dict[str, Any], directory: Path) -> float:
             else SlidingPolicy(window=case["window"], frames_per_block=n)
         )
         return difference(latents_of(make_rollout(case, directory, tensors, policy)), tensors["latents"])
-    policy = ParticipativePolicy(window=case["window"], sink=case["sink"], frames_per_block=n, **compression)
+    limited = {name: value for name, value in compression.items() if name in ("budget", "recent", "fusion")}
+    if "max_reuse" in compression:
+        limited["max_reuse"] = compression["max_reuse"] or 0  # null: no limit
+    policy = ParticipativePolicy(window=case["window"], sink=case["sink"], frames_per_block=n, **limited)
     rollout = make_rollout(case, directory, tensors, policy)
     blocks, errors, trigger, last = [], [], -1, None
     for block in rollout:
