@@ -1,0 +1,90 @@
+"""Runs the application on a socket, and ends it politely."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from longvid.errors import InputError
+
+from .access import Access
+from .app import make_app
+from .engine import Engine
+from .limits import Limits
+from .studio import Studio
+
+#: Larger messages are not even read to their end (close code 1009).
+_MAX_MESSAGE = 256 * 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with viewers told before their sockets are closed. SIGTERM and SIGINT end it; a second one at once."""
+
+    def __init__(self, engine: Engine, access: Access) -> None:
+        self.engine = engine
+        config = uvicorn.Config(
+            make_app(engine, access),
+            lifespan="on",
+            log_level="warning",
+            access_log=False,  # it would log tokens in query strings
+            server_header=False,
+            proxy_headers=False,
+            ws="websockets-sansio",
+            ws_max_size=_MAX_MESSAGE,
+            ws_per_message_deflate=False,  # pictures do not shrink, and every connection would hold a compressor
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.engine.shutdown()
+        await asyncio.sleep(0.1)  # the last words leave before uvicorn closes what is left
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before minutes of loading. Raises InputError when the address is not to be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        raise InputError(f"host={host!r}, port={port}: cannot be bound ({error.strerror or error})") from None
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The viewer's address, as a browser takes it."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+@contextmanager
+def running(
+    studio: Studio, limits: Limits | None = None, access: Access | None = None, *, port: int = 0
+) -> Iterator[tuple[str, Engine]]:
+    """A server on 127.0.0.1 in a thread of this process, for notebooks and tests: (address, engine)."""
+    engine = Engine(studio, limits or Limits())
+    server = Server(engine, access or Access("127.0.0.1"))
+    listener = bind("127.0.0.1", port)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="longvid-serve", daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start")
+            threading.Event().wait(0.01)
+        yield address(listener), engine
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
