@@ -1,0 +1,156 @@
+"""What the papers claim, as comparisons of two entries of the methods table, and whether the figures bear them out.
+
+A claim is *shown* when the paired interval lies wholly on the claimed side, *contradicted* when it lies wholly on the
+other, *not shown* in between, and *not run* when an entry is missing. A claim of equality (``within``) is shown when
+the whole interval lies inside the margin, and contradicted when it lies wholly outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from longvid.metrics.bootstrap import Interval, complete_pairs, paired_difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """``entry`` has more (direction +1) or less (-1) of ``metric`` than ``than``, or the same up to ``within`` (0)."""
+
+    text: str
+    paper: str
+    metric: str
+    entry: str
+    than: str
+    direction: int
+    within: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.direction not in (-1, 0, 1) or (self.direction == 0) != (self.within > 0):
+            raise ValueError(f"direction={self.direction}, within={self.within}: must be -1 or 1, or 0 with a margin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A claim with its verdict and, where it could be judged, the paired difference entry - than."""
+
+    claim: Claim
+    verdict: str
+    difference: Interval | None
+    why: str = ""
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        text="An attention sink lowers drift.",
+        paper="StreamingLLM (2309.17453)",
+        metric="identity_drift",
+        entry="streaming-llm",
+        than="self-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="A sink of the first block freezes motion.",
+        paper="Deep Forcing (2512.05081), on StreamingLLM-style sinks",
+        metric="motion",
+        entry="streaming-llm",
+        than="self-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="A deep, re-aligned sink of half the window keeps motion that a first-block sink loses.",
+        paper="Deep Forcing (2512.05081)",
+        metric="motion",
+        entry="deep-sink",
+        than="streaming-llm",
+        direction=1,
+    ),
+    Claim(
+        text="A deep sink lowers drift.",
+        paper="Deep Forcing (2512.05081)",
+        metric="identity_drift",
+        entry="deep-sink",
+        than="self-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="Participative compression lowers drift beyond the deep sink.",
+        paper="Deep Forcing (2512.05081)",
+        metric="identity_drift",
+        entry="deep-forcing",
+        than="deep-sink",
+        direction=-1,
+    ),
+    Claim(
+        text="Joint denoising of a rolling window suppresses the growth of errors.",
+        paper="Rolling Forcing (2509.25161)",
+        metric="accuracy_lost",
+        entry="rolling-forcing",
+        than="self-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="Rolling Forcing drifts less.",
+        paper="Rolling Forcing (2509.25161)",
+        metric="identity_drift",
+        entry="rolling-forcing",
+        than="self-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="An EMA sink avoids falling back to the first frames.",
+        paper="Reward Forcing (2512.04678)",
+        metric="start_distance",
+        entry="reward-forcing",
+        than="streaming-llm",
+        direction=1,
+    ),
+    Claim(
+        text="Reward-weighted distillation (Re-DMD) raises motion.",
+        paper="Reward Forcing (2512.04678)",
+        metric="motion",
+        entry="reward-forcing",
+        than="ema-sink",
+        direction=1,
+    ),
+    Claim(
+        text="Coherent tail sampling raises consistency over FIFO.",
+        paper="Ouroboros-Diffusion (2501.09019)",
+        metric="consistency_10s",
+        entry="ouroboros",
+        than="fifo",
+        direction=1,
+    ),
+    Claim(
+        text="Radial attention loses nothing: shape accuracy within 5 points of dense attention.",
+        paper="Radial Attention (2506.19852)",
+        metric="shape_last",
+        entry="radial",
+        than="self-forcing",
+        direction=0,
+        within=0.05,
+    ),
+)
+
+
+def judge(claim: Claim, tables: Mapping[str, Mapping[str, np.ndarray]]) -> Judged:
+    """Judge a claim on ``tables[entry][metric]`` [P, S], NaN where a video has no such score."""
+    missing = [name for name in (claim.entry, claim.than) if name not in tables]
+    if missing:
+        return Judged(claim=claim, verdict="not run", difference=None, why=f"no entry {', '.join(missing)}")
+    try:
+        pair, _ = complete_pairs({"entry": tables[claim.entry][claim.metric], "than": tables[claim.than][claim.metric]})
+    except ValueError as error:
+        return Judged(claim=claim, verdict="not run", difference=None, why=str(error))
+    found = paired_difference(pair["entry"], pair["than"])
+    if claim.direction == 0:
+        inside = -claim.within < found.low and found.high < claim.within
+        outside = found.low > claim.within or found.high < -claim.within
+        verdict = "shown" if inside else "contradicted" if outside else "not shown"
+    elif not found.clear:
+        verdict = "not shown"
+    else:
+        verdict = "shown" if found.estimate * claim.direction > 0 else "contradicted"
+    return Judged(claim=claim, verdict=verdict, difference=found)

@@ -1,0 +1,184 @@
+"""What benchmarks/methods.py reports of one video: the library's metrics and the oracle's judgement, as flat numbers.
+
+The oracle is the probe of the embedded world (longvid.training.probe): it reads off each frame what a caption fixes
+(colour, shape, background, one subject) and what only the seed does (pattern, size), and where the subject is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SEGMENT_SECONDS = 5.0
+# Backgrounds whose furniture stands still: only there does a changed median image mean a lost identity.
+STATIC = ("sea", "stars", "sunset")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """How a number is shown and which way is good: -1 lower, +1 higher, 0 neither."""
+
+    title: str
+    good: int
+    digits: int = 2
+
+
+METRICS: dict[str, Metric] = {
+    "identity_drift": Metric(title="identity drift (grey levels, still scenes)", good=-1),
+    "identity_worst": Metric(title="identity drift, worst segment", good=-1),
+    "motion": Metric(title="motion (top-5 % flow, px/frame)", good=0),
+    "subject_motion": Metric(title="subject motion (oracle, px/frame)", good=0),
+    "dynamic_degree": Metric(title="dynamic degree", good=0),
+    "smoothness": Metric(title="smoothness", good=1, digits=4),
+    "luma_flutter": Metric(title="luma flutter (grey levels)", good=-1),
+    "seam": Metric(title="seam: difference at blocks / elsewhere", good=-1),
+    "seam_latent": Metric(title="seam against latent joints", good=-1),
+    "consistency_1s": Metric(title="similarity after 1 s", good=0, digits=3),
+    "consistency_10s": Metric(title="similarity after 10 s", good=1, digits=3),
+    "brightness_change": Metric(title="brightness, |last - first|", good=-1),
+    "contrast_change": Metric(title="contrast, |last - first|", good=-1),
+    "saturation_change": Metric(title="saturation, |last - first|", good=-1, digits=3),
+    "sharpness_change": Metric(title="sharpness, |log2 last / first|", good=-1),
+    "colour_shift": Metric(title="colour shift (CIE76)", good=-1),
+    "start_distance": Metric(title="distance to the start (grey levels)", good=0),
+    "loop_share": Metric(title="time fallen back to the start", good=-1, digits=3),
+    "frozen": Metric(title="time frozen", good=-1, digits=3),
+    "colour_first": Metric(title="colour right, first 5 s", good=1, digits=3),
+    "colour_last": Metric(title="colour right, last 5 s", good=1, digits=3),
+    "shape_first": Metric(title="shape right, first 5 s", good=1, digits=3),
+    "shape_last": Metric(title="shape right, last 5 s", good=1, digits=3),
+    "background_first": Metric(title="background right, first 5 s", good=1, digits=3),
+    "background_last": Metric(title="background right, last 5 s", good=1, digits=3),
+    "one_subject_first": Metric(title="exactly one subject, first 5 s", good=1, digits=3),
+    "one_subject_last": Metric(title="exactly one subject, last 5 s", good=1, digits=3),
+    "accuracy_lost": Metric(title="oracle accuracy lost, first to last 5 s", good=-1, digits=3),
+    "pattern_kept": Metric(title="subject's pattern kept", good=1, digits=3),
+    "size_change": Metric(title="subject's size change (px)", good=-1),
+    "seconds_a_block": Metric(title="seconds a block, VAE included", good=-1, digits=3),
+    "frames_a_second": Metric(title="frames a second, VAE included", good=1, digits=1),
+}
+
+
+class Oracle:
+    """Collects the probe's reading of a stream; without a probe every score is NaN."""
+
+    def __init__(self, scene: Any, probe: Any, fps: float) -> None:
+        self._scene, self._probe = scene, probe
+        self._span = round(SEGMENT_SECONDS * fps)
+        self._seen: list[dict[str, np.ndarray]] = []
+
+    def update(self, frames: np.ndarray) -> None:
+        """Read uint8 frames [T, H, W, 3]."""
+        if self._probe is not None:
+            from longvid.training.probe import score_frames
+
+            self._seen.append(score_frames(frames, self._probe))
+
+    def scores(self, side: int) -> dict[str, float]:
+        """The oracle's part of METRICS; ``side`` is the frame's side in pixels."""
+        if not self._seen:
+            return {}
+        seen = {name: np.concatenate([part[name] for part in self._seen]) for name in self._seen[0]}
+        total = len(seen["count"])
+        span = min(self._span, max(1, total // 2))
+        ends = {"first": slice(0, span), "last": slice(total - span, total)}
+        found: dict[str, float] = {}
+        for end, part in ends.items():
+            for name in ("colour", "shape", "background"):
+                found[f"{name}_{end}"] = float((seen[name][part] == getattr(self._scene, name)).mean())
+            found[f"one_subject_{end}"] = float((seen["count"][part] == 1).mean())
+        judged = ("colour", "shape", "background", "one_subject")
+        found["accuracy_lost"] = float(np.mean([found[f"{n}_first"] - found[f"{n}_last"] for n in judged]))
+        one = seen["count"] == 1
+        pair = one[1:] & one[:-1]
+        step = np.hypot(np.diff(seen["x"]), np.diff(seen["y"])) * side
+        found["subject_motion"] = float(step[pair].mean()) if pair.any() else 0.0
+        early, late = one[ends["first"]], one.copy()
+        late[ends["first"]] = False
+        if early.any() and late.any():
+            names, counts = np.unique(seen["pattern"][ends["first"]][early], return_counts=True)
+            found["pattern_kept"] = float((seen["pattern"][late] == names[counts.argmax()]).mean())
+        if early.any() and one[ends["last"]].any():
+            sizes = [np.median(seen["radius"][part][one[part]]) for part in ends.values()]
+            found["size_change"] = float(abs(sizes[1] - sizes[0]) * 2 * side)
+        return found
+
+
+def score_video(
+    chunks: Iterable[Any], *, fps: float, scene: Any, probe: Any, temporal_stride: int | None, timed: bool
+) -> dict[str, float]:
+    """Scores of a stream of VideoChunks, by the names of METRICS; what could not be measured is NaN.
+
+    Each chunk is a block of its own, so its first frame is a boundary. The time of a block is what the stream takes to
+    hand it over, decoding included; the first block, which warms up, is left out. ``timed=False`` for videos that no
+    model made.
+    """
+    from longvid.metrics import StreamMetrics
+
+    meter, oracle = StreamMetrics(fps, temporal_stride=temporal_stride), Oracle(scene, probe, fps)
+    seconds: list[float] = []
+    frames: list[int] = []
+    side = 0
+    for chunk, taken in _clocked(chunks):
+        meter.update(chunk.frames, new_block=True)
+        oracle.update(chunk.frames)
+        side = chunk.frames.shape[1]
+        seconds.append(taken)
+        frames.append(len(chunk.frames))
+    scores = dict.fromkeys(METRICS, math.nan) | flatten(meter.report()) | oracle.scores(side)
+    if scene.background not in STATIC:
+        scores |= {"identity_drift": math.nan, "identity_worst": math.nan}
+    if timed and len(seconds) > 1:
+        scores["seconds_a_block"] = float(np.median(seconds[1:]))
+        scores["frames_a_second"] = sum(frames[1:]) / sum(seconds[1:])
+    return scores
+
+
+def _clocked(chunks: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+    """Each chunk with the seconds that it took to come, the consumer's own time left out."""
+    source = iter(chunks)
+    while True:
+        began = time.perf_counter()
+        try:
+            chunk = next(source)
+        except StopIteration:
+            return
+        yield chunk, time.perf_counter() - began
+
+
+def flatten(report: Any) -> dict[str, float]:
+    """The metrics' part of METRICS, from a VideoReport."""
+    found: dict[str, float] = {"frozen": report.faults.frozen}
+    if report.identity is not None:
+        found |= {"identity_drift": report.identity.mean, "identity_worst": report.identity.worst}
+    if report.motion is not None:
+        found |= {
+            "motion": report.motion.top5,
+            "dynamic_degree": report.motion.dynamic_degree,
+            "smoothness": report.motion.smoothness,
+        }
+    if report.flicker is not None:
+        found["luma_flutter"] = report.flicker.luminance
+    if "difference" in report.seams:
+        seam = report.seams["difference"]
+        found |= {"seam": seam.ratio, "seam_latent": seam.latent_ratio}
+    if report.consistency is not None:
+        curve = dict(zip(report.consistency.lags, report.consistency.similarity, strict=True))
+        found |= {f"consistency_{lag:g}s": curve[lag] for lag in (1.0, 10.0) if lag in curve}
+    for name in ("brightness", "contrast", "saturation"):
+        if name in report.drift:
+            found[f"{name}_change"] = abs(report.drift[name].change)
+    if "sharpness" in report.drift and min(report.drift["sharpness"].first, report.drift["sharpness"].last) > 0:
+        found["sharpness_change"] = abs(math.log2(report.drift["sharpness"].last / report.drift["sharpness"].first))
+    if report.hue is not None:
+        found["colour_shift"] = report.hue.delta_e
+    if "start_distance" in report.curves:
+        found["start_distance"] = float(np.nanmean(report.curves["start_distance"].values))
+    if report.loop_back is not None:
+        found["loop_share"] = report.loop_back.share
+    return found
