@@ -348,6 +348,9 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         listed = isinstance(value, (list, tuple))
         require(listed, name, value, "must be a list, such as [1000, 750, 500, 250]")
         return tuple(_convert(typing.get_args(kind)[0], entry, name) for entry in value)
+    if typing.get_origin(kind) is dict:
+        require(isinstance(value, Mapping), name, value, "must be a mapping of keys to values")
+        return dict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)

@@ -58,6 +58,10 @@ class DiskFullError(OSError):
     """The disk ran full while writing. What was rendered before stays playable and can be resumed."""
 
 
+class Interrupted(Exception):
+    """The user stopped a command; the message says what there is and how to go on."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to ``name`` (case, ``-`` and ``_`` do not count), or None when none is close."""
     by_key = {key.lower().replace("_", "-"): key for key in known}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from diffusers.utils import logging as diffusers_logging
 import longvid
 from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
 from longvid.errors import ModelError
+from longvid.models.folder import model_defaults, model_folder
 from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
-
-EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "embedded"
 
 
 def load(
@@ -51,39 +49,6 @@ def load(
     pipe = _read(cls, model, dtype, components)
     pipe.to(device)
     return pipe.use_method(method, overrides)
-
-
-def model_folder(model: str | Path) -> Path | None:
-    """The local folder of a model, or None for a hub id. Raises ModelError when a local one is missing."""
-    if str(model) == "embedded":
-        if not (EMBEDDED / "model_index.json").is_file():
-            raise ModelError("model='embedded': its weights are missing from this installation; reinstall longvid")
-        return EMBEDDED
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ModelError(f"model={str(model)!r}: is a file; make a model folder of it: longvid convert {model} FOLDER")
-    parts = str(model).split("/")
-    if len(parts) != 2 or not all(parts) or str(model).startswith((".", "~", "/")):
-        raise ModelError(
-            f"model={str(model)!r}: no such folder; give 'embedded', a model folder, or a hub id such as 'owner/name'"
-        )
-    return None
-
-
-def model_defaults(model: str | Path) -> dict[str, Any]:
-    """The sampling defaults in a local model folder's model_index.json; none for hub ids and original layouts."""
-    folder = model_folder(model)
-    if folder is None or not (folder / "model_index.json").is_file():
-        return {}
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model={str(model)!r}: its model_index.json cannot be read ({_line(error)})") from None
-    if not isinstance(index, dict):
-        raise ModelError(f"model={str(model)!r}: its model_index.json must hold a mapping")
-    return index
 
 
 def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, components: dict[str, Any]) -> Any:
@@ -130,7 +95,10 @@ def _check_weights(folder: Path, components: Mapping[str, Any]) -> None:
 
     from longvid.models.checkpoints.report import compare_keys
 
-    for name, entry in json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items():
+    for name, entry in model_defaults(folder).items():
+        listed = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+        if listed and name not in components and not (folder / name).is_dir():
+            raise ModelError(f"model={str(folder)!r}: its folder {name!r} is missing; copy the whole model again")
         if (
             not isinstance(entry, list)
             or len(entry) != 2

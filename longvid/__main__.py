@@ -1,0 +1,5 @@
+"""``python -m longvid``."""
+
+from longvid.cli import run
+
+run()

@@ -1,0 +1,193 @@
+"""What a render will do and need, before any weight is loaded: blocks, model calls, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from longvid.config import MethodConfig
+from longvid.models.folder import ModelFolder
+from longvid.prompts import PromptSchedule
+
+DEFAULT_FPS = 16.0
+DEFAULT_SIZE = (480, 832)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class PlannedBlock(NamedTuple):
+    """One block of the plan."""
+
+    index: int
+    latent_frames: tuple[int, int]
+    """First, and one past the last."""
+    video_frames: tuple[int, int]
+    """Likewise."""
+    prompt: int
+    """Index of the prompt part in force."""
+
+
+class Cost(NamedTuple):
+    """What a block in the middle of a long video costs."""
+
+    calls: float
+    """Model calls, commits included."""
+    frames: float
+    """Latent frames that pass through the model."""
+    latent_frames: int
+    """Latent frames that come out."""
+
+
+def cost_per_block(method: MethodConfig) -> Cost:
+    """Calls and frames of a block in the steady state (guidance doubles the work, not the calls)."""
+    schedule = method.schedule
+    n, steps = schedule.frames_per_block, len(schedule.steps)
+    if schedule.kind == "rolling":  # one joint call over a block of each noise level, one commit
+        return Cost(2, n * steps + n, n)
+    if schedule.kind == "fifo":  # a pass of half-overlapping windows brings one frame out
+        windows = schedule.num_partitions * (2 if schedule.lookahead else 1)
+        return Cost(windows, windows * (schedule.window_frames or 21), 1)
+    return Cost(steps + 1, n * (steps + 1), n)
+
+
+def planned_blocks(
+    *, frames: int, latent_frames: int, first: int, block: int, temporal: int, fps: float, prompt: PromptSchedule
+) -> Iterator[PlannedBlock]:
+    """The blocks in order. ``first``: latent frames of the first block. A prompt acts from the first block that starts
+    at or after its own start."""
+    starts = [0] + [1 + (max(round(start * fps), 1) - 1) // temporal for start in prompt.starts[1:]]
+    start, index = 0, 0
+    while start < latent_frames:
+        end = start + (first if index == 0 else block)
+        shown = tuple(min(frames, 0 if f == 0 else 1 + (f - 1) * temporal) for f in (start, end))
+        part = max(i for i, at in enumerate(starts) if at <= start)
+        yield PlannedBlock(index, (start, end), (shown[0], shown[1]), part)
+        start, index = end, index + 1
+
+
+class Memory(NamedTuple):
+    """Estimated bytes."""
+
+    weights: int
+    cache: int
+    decoder: int | None
+    """State of the streaming decoder; None when it is not known without building it."""
+    frames: int
+    """Decoded frames that wait for the writer."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + (self.decoder or 0) + self.frames
+
+
+def estimate_memory(
+    folder: ModelFolder, method: MethodConfig, capacity: int, *, height: int, width: int, dtype: str
+) -> Memory:
+    """What a render holds, apart from the activations of a call.
+
+    capacity: latent frames of the cache's storage (of the queue for "fifo", which has no cache).
+    """
+    size = _BYTES[dtype]
+    tokens = (height // folder.spatial) * (width // folder.spatial)
+    branches = 1 if method.schedule.guidance_scale == 1.0 else 2
+    latent = int(folder.transformer["in_channels"]) * (height // folder.vae_factor) * (width // folder.vae_factor)
+    if method.schedule.kind == "fifo":
+        cache = capacity * latent * 4
+    else:
+        cache = 2 * int(folder.transformer["num_layers"]) * branches * capacity * tokens * folder.dim * size
+    block_frames = method.schedule.frames_per_block * folder.temporal
+    return Memory(
+        weights=sum(part.parameters for part in folder.components.values()) * size,
+        cache=cache,
+        decoder=_decoder_bytes(folder, height, width, dtype),
+        frames=4 * block_frames * height * width * 3,
+    )
+
+
+def _decoder_bytes(folder: ModelFolder, height: int, width: int, dtype: str) -> int | None:
+    if folder.vae.get("_class_name") != "AutoencoderKLWan":
+        return None
+    import torch
+
+    from longvid.models.vae_stream import decoder_state_bytes
+
+    return decoder_state_bytes(
+        folder.vae,
+        batch=1,
+        latent_height=height // folder.vae_factor,
+        latent_width=width // folder.vae_factor,
+        dtype=getattr(torch, dtype),
+    )
+
+
+def human_bytes(size: float) -> str:
+    """``1234567`` -> ``1.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def plan_lines(request: Any, folder: ModelFolder | None, prompt: PromptSchedule, dtype: str) -> list[str]:
+    """The plan in words. request: a resolved ``longvid.pipelines.request.Request`` with a length."""
+    method: MethodConfig = request.method
+    seconds = request.frames / request.fps
+    temporal = folder.temporal if folder else 4
+    levels = ", ".join(f"{1000 * sigma:.1f}" for sigma in request.sigmas)
+    lines = [
+        f"video: {seconds:g} s, {request.frames} frames of {request.width}x{request.height} at {request.fps:g} fps, "
+        f"{request.latent_frames} latent frames",
+        f"timesteps: {levels if method.schedule.kind != 'fifo' else 'one a slot of the queue'}",
+    ]
+    blocks = list(
+        planned_blocks(
+            frames=request.frames,
+            latent_frames=request.latent_frames,
+            first=request.grid[0].frames,
+            block=method.schedule.frames_per_block,
+            temporal=temporal,
+            fps=request.fps,
+            prompt=prompt,
+        )
+    )
+    cost = cost_per_block(method)
+    lines.append(
+        f"blocks: {len(blocks)}, each {cost.calls:g} model calls over {cost.frames:g} latent frames once it runs"
+    )
+    shown: list[PlannedBlock | None] = list(blocks)
+    switches = {block.index for before, block in pairwise(blocks) if block.prompt != before.prompt}
+    if len(blocks) > 6:
+        wanted = {0, 1, 2, len(blocks) - 2, len(blocks) - 1} | set(sorted(switches)[:20])
+        shown = []
+        for block in blocks:
+            if block.index in wanted:
+                shown.append(block)
+            elif shown and shown[-1] is not None:
+                shown.append(None)
+    for entry in shown:
+        if entry is None:
+            lines.append("  ...")
+            continue
+        (low, high), (start, end) = entry.latent_frames, entry.video_frames
+        text = prompt.parts[entry.prompt].text
+        lines.append(
+            f"  block {entry.index}: latent frames {low}-{high - 1}, video frames {start}-{end - 1} "
+            f"({start / request.fps:.2f}-{end / request.fps:.2f} s), prompt {entry.prompt + 1}: {text[:50]}"
+        )
+    if folder is None:
+        lines.append("memory: not known, the model is not on this machine")
+        return lines
+    if method.schedule.kind == "fifo":
+        capacity = (method.schedule.window_frames or 21) * method.schedule.num_partitions
+    else:
+        capacity = request.policy().capacity
+    memory = estimate_memory(folder, method, capacity, height=request.height, width=request.width, dtype=dtype)
+    decoder = "unknown (small)" if memory.decoder is None else human_bytes(memory.decoder)
+    what = "queue" if method.schedule.kind == "fifo" else "frame cache"
+    lines.append(
+        f"memory: {human_bytes(memory.total)} and the activations of a call, whatever the length: weights "
+        f"{human_bytes(memory.weights)} in {dtype}, {what} {human_bytes(memory.cache)} ({capacity} latent frames), "
+        f"decoder state {decoder}, frames on their way {human_bytes(memory.frames)}"
+    )
+    return lines
