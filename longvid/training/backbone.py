@@ -2,13 +2,16 @@
 
 The stock module is the parameter container and the format on disk; its own forward has neither an attention mask nor a
 timestep a frame. This one has both and is otherwise the same mathematics (a test holds the two together to 1e-5), so
-what it trains runs under diffusers as it is.
+what it trains runs under diffusers as it is. It can also read keys and values of frames that went before, and give its
+own: the functional form of a cache.
 
-Shapes: B batch, C channels, K frames in the sequence (a clean copy, then a noisy one, say), S tokens in a frame,
-L = K*S tokens, N heads, D head dim, E = N*D.
+Shapes: B batch, C channels, K frames in the sequence (a clean copy, then a noisy one, say), P frames read from the
+past, S tokens in a frame, L = K*S tokens, N heads, D head dim, E = N*D.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as nnf
@@ -25,11 +28,10 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 def rotary_table(positions: Tensor, height: int, width: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin [K*height*width, head_dim], pairs repeated, for temporal positions [K] and a token grid."""
     angles = []
-    grid = torch.meshgrid(
-        positions.double(), torch.arange(height).double(), torch.arange(width).double(), indexing="ij"
-    )
+    rows, columns = (torch.arange(size, device=positions.device).double() for size in (height, width))
+    grid = torch.meshgrid(positions.double(), rows, columns, indexing="ij")
     for axis, dim in zip(grid, axis_dims(head_dim), strict=True):
-        frequency = 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+        frequency = 10000.0 ** (-torch.arange(0, dim, 2, device=positions.device).double() / dim)
         angles.append((axis.flatten()[:, None] * frequency).repeat_interleave(2, 1))
     angle = torch.cat(angles, 1)
     return angle.cos().float(), angle.sin().float()
@@ -37,11 +39,17 @@ def rotary_table(positions: Tensor, height: int, width: int, head_dim: int) -> t
 
 def _swap(head_dim: int, like: Tensor) -> Tensor:
     """[D, D] matrix P with x @ P = (-x1, x0, -x3, x2, ...): a matrix product is faster here than strided copies."""
-    swap = torch.zeros(head_dim, head_dim, dtype=like.dtype)
-    even = torch.arange(0, head_dim, 2)
+    swap = torch.zeros(head_dim, head_dim, dtype=like.dtype, device=like.device)
+    even = torch.arange(0, head_dim, 2, device=like.device)
     swap[even + 1, even] = -1
     swap[even, even + 1] = 1
     return swap
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], swap: Tensor | None = None) -> Tensor:
+    """Turn keys or queries [..., L, D] by the tables [L, D] of :func:`rotary_table`."""
+    cos, sin = table
+    return torch.addcmul(x * cos, x @ (_swap(cos.shape[-1], x) if swap is None else swap), sin)
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,7 +68,10 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _attend(attn, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention written out: the CPU's fused attention has a slow backward at these sizes."""
+    """Softmax attention, written out on a CPU: its fused attention has a slow backward at these sizes."""
+    if q.is_cuda:
+        out = nnf.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
     score = q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2)
     if bias is not None:
         score = score + bias
@@ -68,14 +79,25 @@ def _attend(attn, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tenso
     return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def _self_attention(attn, x: Tensor, table: tuple[Tensor, Tensor], swap: Tensor, bias: Tensor | None) -> Tensor:
+def _self_attention(
+    attn,
+    x: Tensor,
+    table: tuple[Tensor, Tensor],
+    swap: Tensor,
+    bias: Tensor | None,
+    past: tuple[Tensor, Tensor] | None,
+    record: list[tuple[Tensor, Tensor]] | None,
+) -> Tensor:
     heads = attn.heads
     q = _heads(_rms(attn.to_q(x), attn.norm_q.weight, attn.norm_q.eps), heads)
     k = _heads(_rms(attn.to_k(x), attn.norm_k.weight, attn.norm_k.eps), heads)
-    cos, sin = table
-    q = torch.addcmul(q * cos, q @ swap, sin)
-    k = torch.addcmul(k * cos, k @ swap, sin)
-    return _attend(attn, q, k, _heads(attn.to_v(x), heads), bias)
+    v = _heads(attn.to_v(x), heads)
+    if record is not None:
+        record.append((k, v))
+    q, k = rotate(q, table, swap), rotate(k, table, swap)
+    if past is not None:
+        k, v = torch.cat([past[0].to(k.dtype), k], 2), torch.cat([past[1].to(v.dtype), v], 2)
+    return _attend(attn, q, k, v, bias)
 
 
 def _text_attention(attn, x: Tensor, text: Tensor) -> Tensor:
@@ -92,6 +114,8 @@ def sequence_forward(
     text: Tensor,
     positions: Tensor,
     frame_mask: Tensor | None,
+    past: Sequence[tuple[Tensor, Tensor]] | None = None,
+    record: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Velocity [B, C, K, h, w] for every frame of a sequence.
 
@@ -100,19 +124,23 @@ def sequence_forward(
         timestep: [B, K], 0..1000.
         text: caption embeddings [B, T, text_dim].
         positions: [K] temporal positions (a clean copy and a noisy copy share theirs).
-        frame_mask: bool [K, K], query frame may see key frame; None for all.
+        frame_mask: bool [K, P + K], query frame may see key frame, those of the past first; None for all.
+        past: keys, already rotated to where they are read, and values [B, N, P*S, D] of earlier frames, a layer each.
+        record: a list to which each layer appends its keys before rotation and its values, [B, N, L, D].
     """
     config = model.config
     batch, _, frames, height, width = latents.shape
     grid = (height // config.patch_size[1], width // config.patch_size[2])
     tokens = grid[0] * grid[1]
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else latents.dtype
-    cos, sin = rotary_table(positions, *grid, config.attention_head_dim)
+    device = latents.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else latents.dtype
+    cos, sin = rotary_table(positions.to(latents.device), *grid, config.attention_head_dim)
     table = (cos.to(dtype), sin.to(dtype))
     swap = _swap(config.attention_head_dim, cos.to(dtype))
     bias = None
     if frame_mask is not None:
-        blocked = torch.zeros(frame_mask.shape, dtype=dtype).masked_fill(~frame_mask, float("-inf"))
+        blocked = torch.zeros(frame_mask.shape, dtype=dtype, device=latents.device)
+        blocked = blocked.masked_fill(~frame_mask.to(latents.device), float("-inf"))
         bias = blocked.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
 
     embed = model.condition_embedder
@@ -129,11 +157,13 @@ def sequence_forward(
         stride=config.patch_size[1:],
     )
     x = x.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # [B, K, S, E]
-    for block in model.blocks:
+    for index, block in enumerate(model.blocks):
         mod = (block.scale_shift_table.to(dtype) + six).unsqueeze(3)  # [B, K, 6, 1, E]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mod.unbind(2)
         h = _modulated(x, config.eps, scale_a, shift_a).flatten(1, 2)
-        x = torch.addcmul(x, gate_a, _self_attention(block.attn1, h, table, swap, bias).unflatten(1, (frames, tokens)))
+        before = None if past is None else past[index]
+        attended = _self_attention(block.attn1, h, table, swap, bias, before, record)
+        x = torch.addcmul(x, gate_a, attended.unflatten(1, (frames, tokens)))
         h = x
         if config.cross_attn_norm:
             h = nnf.layer_norm(x, (x.shape[-1],), block.norm2.weight.to(dtype), block.norm2.bias.to(dtype), config.eps)

@@ -1,0 +1,88 @@
+"""A transformer as training calls it: any sequence of frames, with or without a past, in the precision of the run.
+
+Shape letters: B batch, C channels, K frames of the call, P frames of the past, Y layers, N heads, S tokens in a frame,
+D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longvid.training.backbone import rotary_table, rotate, sequence_forward
+from longvid.training.distill.history import FrameKeys
+
+Past = Sequence[tuple[Tensor, Tensor]]
+
+
+class Network(nn.Module):
+    """Velocity of a frame sequence.
+
+    precision: float32, or bfloat16 for matrix products under autocast (weights stay as they are). recompute: trade
+    time for memory by recomputing the call's activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        *,
+        precision: torch.dtype = torch.float32,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transformer, self.precision, self.recompute = transformer, precision, recompute
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        positions: Sequence[float],
+        *,
+        mask: Tensor | None = None,
+        past: Past | None = None,
+        record: bool = False,
+    ) -> tuple[Tensor, FrameKeys | None]:
+        """(velocity float32 [B, C, K, h, w], the frames' keys and values if they are to be recorded).
+
+        latents: [B, C, K, h, w]. timesteps: [B, K]. text: [B, T, text_dim]. positions: K temporal positions. mask: bool
+        [K, P + K]. past: `History.read`.
+        """
+        arguments = (latents, timesteps, text, torch.tensor(positions, dtype=torch.float64), mask, past, record)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._run(*arguments)
+
+    def _run(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        past: Past | None,
+        record: bool,
+    ) -> tuple[Tensor, FrameKeys | None]:
+        layers: list[tuple[Tensor, Tensor]] | None = [] if record else None
+        # One autocast region a call, without its cache of cast weights: a cast made under no_grad and then reused would
+        # cut the graph of the calls that are trained.
+        low = self.precision != torch.float32
+        with torch.autocast(latents.device.type, self.precision if low else None, enabled=low, cache_enabled=False):
+            velocity = sequence_forward(self.transformer, latents, timesteps, text, positions, mask, past, layers)
+        if layers is None:
+            return velocity.float(), None
+        frames = latents.shape[2]
+        keys, values = (torch.unflatten(torch.stack(side), 3, (frames, -1)) for side in zip(*layers, strict=True))
+        return velocity.float(), FrameKeys(keys, values)
+
+    def rotate(self, keys: Tensor, positions: Sequence[float], height: int, width: int) -> Tensor:
+        """Keys [..., K*S, D] of frames of latent size height x width, turned to temporal positions."""
+        config = self.transformer.config  # type: ignore[attr-defined]
+        place = torch.tensor(positions, dtype=torch.float64, device=keys.device)
+        _, rows, columns = config.patch_size
+        cos, sin = rotary_table(place, height // rows, width // columns, config.attention_head_dim)
+        return rotate(keys, (cos.to(keys.dtype), sin.to(keys.dtype)))
