@@ -102,9 +102,7 @@ class SubjectBank:
         self.cache.begin(following, 1, window=window_frames)
         try:
             view = self.cache.view("denoise")
-            resident = self.cache.resident
-            # Keys lie in storage order; their positions, -n .. -1, say which frame each is.
-            frames = [resident[position] for position in view.key_positions[: len(resident)]]
+            frames = view.key_frames[: len(self.cache.resident)]  # in the order of their keys in memory
             mask = torch.cat([self._masks[f] for f in frames], dim=1)
             if not bool(mask.any()):
                 return {}

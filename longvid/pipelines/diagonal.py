@@ -360,6 +360,16 @@ class DiagonalRoll:
             velocity = classifier_free_guidance(plain, velocity, self.guidance_scale)
         return velocity, score
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the queue, the subject's masks and memory, and the bank."""
+        held = [
+            self.queue.latents_BCQhw,
+            *([self.queue.velocity_BCQhw] if self.queue.velocity_BCQhw is not None else []),
+        ]
+        total = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return total + (0 if self.follower is None else self.follower.nbytes)
+
     # -- continuation --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

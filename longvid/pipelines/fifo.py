@@ -60,7 +60,9 @@ def fifo_settings(method: MethodConfig) -> FifoSettings:
     """
     config = method.schedule
     if method.attention.kind != "dense":
-        raise InputError(f"attention.kind={method.attention.kind!r}: the windows of a queue run dense attention")
+        raise InputError(
+            f"attention={method.attention.kind!r}: the windows of a queue run dense attention; leave it out"
+        )
     tail = None
     if config.tail_gain:
         tail = CoherentTail(
@@ -120,12 +122,12 @@ class FifoPipeline(LongVideoPipeline):
             _check_subject_words(spoken, request.method.schedule.subject_words)
         return request
 
-    def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: Any) -> Any:
+    def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: str) -> Any:
         if request.method.schedule.kind != "fifo":
             return super()._make_rollout(request, initial, on_step, attention)
-        if attention not in (None, "dense"):
-            raise InputError(f"attention={attention!r}: the windows of a queue run dense attention; leave it out")
         settings = fifo_settings(request.method)
+        if request.method.attention.backend != "auto":
+            self.transformer.set_attention_backend(request.method.attention.backend)
         factor = self._facts.spatial // self.transformer.config.patch_size[1]
 
         def encode(texts: Sequence[str]) -> RollPrompt:

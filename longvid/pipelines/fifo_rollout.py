@@ -205,6 +205,11 @@ class FifoRollout(Iterator[LatentBlock]):
         self._forget_prompts()
         return block
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rollout holds between frames: the queue, and what is remembered of the subject."""
+        return 0 if self._roll is None else self._roll.nbytes
+
     # -- prompts -------------------------------------------------------------------------------------------------
 
     def _part_of(self, frame: int) -> _Part:

@@ -235,6 +235,13 @@ class SubjectFollower:
                 (score,) = torch.autograd.grad(loss, leaf)
         return velocity.detach(), unit_rms(score.float()), share.mean
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of masks, memory and bank."""
+        held = [self.tracker.share_BQS, *self.memory.vectors.values()]
+        bank = 0 if self.bank is None else self.bank.cache.nbytes
+        return sum(tensor.numel() * tensor.element_size() for tensor in held) + bank
+
     # -- continuation --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
