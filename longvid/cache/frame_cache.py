@@ -191,7 +191,7 @@ class FrameKVCache:
         elif self._compress:
             own = view_of(self._open[0], self._window if kind == "denoise" else len(self._open)).own_positions
             cos, sin = self.rotary.at(own)
-            view = CallView(cos, sin, raw=kind == "commit", start=self._open[0], tokens=True, own_positions=own)
+            view = CallView(cos, sin, raw=kind == "commit", start=self._open[0], tokens=True, own_frames=own)
         else:
             assert self._plan is not None
             plan = self._plan.denoise if kind == "denoise" else self._plan.commit
@@ -287,9 +287,7 @@ class FrameKVCache:
         if self._compress:
             cos, sin = self.rotary.at(plan.own_positions)
             skip = plan.store[0] * self.tokens_per_frame
-            return CallView(
-                cos, sin, own=skip, raw=True, start=self._open[0], tokens=True, own_positions=plan.own_positions
-            )
+            return CallView(cos, sin, own=skip, raw=True, start=self._open[0], tokens=True, own_frames=self._open)
         view = View(plan.keep, plan.kept_positions, plan.own_positions)
         return self._resolve(view, stored=True, raw=True, skip=plan.store[0])
 
@@ -314,16 +312,17 @@ class FrameKVCache:
         for first, count in _ordered_runs(own_slots):
             writes.append((first * s, offset * s, count * s))
             offset += count
-        # Keys in storage order, for backends that need to know which frame a key block is of.
-        by_slot = dict(zip(slots, view.positions, strict=True))
-        own = view.own_positions[skip:]
+        # Keys in storage order, for attention that needs to know which frame a key is of.
+        by_slot = dict(zip(slots, view.frames, strict=True))
+        own_frames = tuple(range(self._open[0], self._open[0] + len(view.own_positions)))
+        own = own_frames[skip:]
         lo, hi = 0, -1
         if stored and len(own_slots) == len(own):
             together = sorted([*slots, *own_slots])
             if together[-1] - together[0] + 1 == len(together):
                 lo, hi = together[0] * s, (together[-1] + 1) * s
                 by_slot |= dict(zip(own_slots, own, strict=True))
-        key_positions = tuple(by_slot[slot] for slot in sorted(by_slot)) + (() if hi >= 0 else own)
+        key_frames = tuple(by_slot[slot] for slot in sorted(by_slot)) + (() if hi >= 0 else own)
         return CallView(
             cos,
             sin,
@@ -334,8 +333,8 @@ class FrameKVCache:
             own=skip * s,
             raw=raw,
             start=self._open[0],
-            own_positions=view.own_positions,
-            key_positions=key_positions,
+            own_frames=own_frames,
+            key_frames=key_frames,
         )
 
     def _rephase(self, slots: Sequence[int], positions: Sequence[Phase]) -> None:

@@ -35,6 +35,8 @@ class CallView:
     the own tokens that are stored. own: first own token that is attended to (a recache skips the oldest).
     cos, sin: rotary tables of the call's own tokens, [L, 1, D/2]. raw: also keep the un-roped keys (commit calls).
     start: first frame of the call. tokens: the store's own bookkeeping (token-level policies) decides the ranges.
+    own_frames: the call's frames. key_frames: the frames that are attended to, in the order of their keys in memory
+    (empty for token-level policies, whose tokens form no frames).
     """
 
     cos: Tensor
@@ -47,8 +49,8 @@ class CallView:
     raw: bool = False
     start: int = 0
     tokens: bool = False
-    own_positions: tuple[int, ...] = ()
-    key_positions: tuple[int, ...] = ()
+    own_frames: tuple[int, ...] = ()
+    key_frames: tuple[int, ...] = ()
 
 
 class LayerStore:

@@ -99,13 +99,18 @@ class SelfAttentionProcessor:
 
 
 class TextAttentionProcessor:
-    """Cross-attention of one layer to text keys and values that were computed once for the prompt."""
+    """Cross-attention of one layer to text keys and values that were computed once for the prompt.
+
+    text: keys and values of the call's prompt. parts: (frames, keys and values) when the call's frames have several
+    prompts, in the order of the frames; `text` then is the first.
+    """
 
     _attention_backend = None
     _parallel_config = None
 
     def __init__(self) -> None:
         self.text: tuple[Tensor, Tensor] | None = None
+        self.parts: list[tuple[int, tuple[Tensor, Tensor]]] | None = None
         self._stock = WanAttnProcessor()
 
     @staticmethod
@@ -131,7 +136,18 @@ class TextAttentionProcessor:
         key, value = self.text
         folded = hidden_states.shape
         query = attn.norm_q(attn.to_q(hidden_states)).reshape(key.shape[0], -1, *key.shape[2:])
-        out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        if self.parts is None:
+            out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        else:
+            tokens = folded[1]  # in a frame
+            queries = torch.split(query, [frames * tokens for frames, _ in self.parts], dim=1)
+            out = torch.cat(
+                [
+                    dispatch_attention_fn(part, *text, backend=self._attention_backend)
+                    for part, (_, text) in zip(queries, self.parts, strict=True)
+                ],
+                dim=1,
+            )
         hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
         return attn.to_out[1](attn.to_out[0](hidden_states))
 

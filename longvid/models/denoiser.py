@@ -169,14 +169,15 @@ class Denoiser:
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: TextContext,
+        text: TextContext | Sequence[tuple[int, TextContext]],
         cache: FrameKVCache,
         view: Literal["denoise", "commit"] = "denoise",
         guidance_scale: float = 1.0,
     ) -> Tensor:
         """Velocity [B, C, F, h, w] (float32) of the frames of the cache's open block or window.
 
-        latents: [B, C, F, h, w]. timesteps: [B, F] or [F], in 0..1000. view: "commit" also keeps the un-roped keys;
+        latents: [B, C, F, h, w]. timesteps: [B, F] or [F], in 0..1000. text: the prompt, or (frames, prompt) pairs in
+        order when frames of the call have different ones. view: "commit" also keeps the un-roped keys;
         follow it with cache.commit(). guidance_scale: v_uncond + g (v_cond - v_uncond), when `text` has two branches.
         """
         resolved = cache.view(view)
@@ -215,8 +216,17 @@ class Denoiser:
         return self._run(latents, timesteps, text, call, guidance_scale)
 
     def _run(
-        self, latents: Tensor, timesteps: Tensor, text: TextContext, call: AttentionCall, guidance_scale: float
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextContext | Sequence[tuple[int, TextContext]],
+        call: AttentionCall,
+        guidance_scale: float,
     ) -> Tensor:
+        parts: Sequence[tuple[int, TextContext]] = ()
+        if not isinstance(text, TextContext):
+            parts = text if len(text) > 1 else ()
+            text = text[0][1]
         batch, channels, frames, height, width = latents.shape
         if channels != self.channels:
             raise ValueError(f"latents: {channels} channels, the transformer takes {self.channels}")
@@ -227,8 +237,9 @@ class Denoiser:
         timesteps = timesteps.to(self.device, torch.float32).expand(batch, frames).reshape(-1)
         if text.branches == 2:
             folded, timesteps = folded.repeat(2, 1, 1, 1, 1), timesteps.repeat(2)
-        for processor, layer in zip(self._text, text.layers, strict=True):
-            processor.text = layer
+        for i, processor in enumerate(self._text):
+            processor.text = text.layers[i]
+            processor.parts = [(frames, part.layers[i]) for frames, part in parts] if parts else None
         self._rope.call = call
         try:
             # The text lies ready in the processors; the stock text MLP gets zero tokens.
@@ -237,7 +248,7 @@ class Denoiser:
         finally:
             self._rope.call = None
             for processor in self._text:
-                processor.text = None
+                processor.text = processor.parts = None
         velocity = velocity.reshape(text.branches, batch, frames, -1, height, width).transpose(2, 3).float()
         if text.branches == 1:
             return velocity[0]

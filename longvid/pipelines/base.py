@@ -22,6 +22,7 @@ from torch import Tensor
 
 from longvid.config import MethodConfig
 from longvid.errors import InputError
+from longvid.models.attend import attend_for
 from longvid.models.denoiser import Denoiser, TextContext
 from longvid.models.vae_stream import streaming_decoder, streaming_encoder
 
@@ -212,7 +213,6 @@ class LongVideoPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
-        attention: Any = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
@@ -225,7 +225,6 @@ class LongVideoPipeline(DiffusionPipeline):
             latents=latents,
             height=height,
             width=width,
-            attention=attention,
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
             endless=True,
@@ -241,7 +240,6 @@ class LongVideoPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
-        attention: Any = None,
         callback: Callable[..., Any] | None = None,
         callback_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
@@ -264,19 +262,23 @@ class LongVideoPipeline(DiffusionPipeline):
             initial = initial.expand(request.batch, -1, -1, -1, -1)
         hook = None if callback is None else self._step_hook(callback)
         with torch.no_grad():
-            return request, self._make_rollout(request, initial, hook, attention)
+            return request, self._make_rollout(request, initial, hook, request.method.attention.kind)
 
-    def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: Any) -> Any:
-        """The loop for a request. Subclasses with a schedule of their own override this."""
+    def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: str) -> Any:
+        """The loop for a request. Subclasses with a schedule of their own override this. attention: its kind."""
+        config = request.method.attention
         schedule, cache = request.method.schedule, request.method.cache
         if schedule.kind not in ("chunk", "rolling"):
             raise InputError(f"schedule.kind={schedule.kind!r}: {type(self).__name__} runs 'chunk' and 'rolling'")
         if schedule.sampler not in ("renoise", "euler"):
             raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
+        denoiser = Denoiser(self.transformer, attend_for(config), self._execution_device)
+        if attention == "dense" and config.backend != "auto":
+            self.transformer.set_attention_backend(config.backend)
         kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
         return Rollout(
-            self.denoiser,
+            denoiser,
             kinds[schedule.kind](len(request.sigmas)),
             request.policy(),
             self._context(request.prompts, request),

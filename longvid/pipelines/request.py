@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from longvid.cache.policies import ParticipativePolicy, Policy, policy_from_config
-from longvid.config import MethodConfig
+from longvid.config import AttentionConfig, MethodConfig, to_mapping
 from longvid.errors import InputError
 from longvid.presets import merge, resolve_method
 from longvid.prompts import parse_prompt
@@ -95,6 +95,7 @@ def resolve(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     num_videos_per_prompt: int = 1,
+    attention: str | Mapping[str, Any] | AttentionConfig | None = None,
     given_frames: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Request:
@@ -113,6 +114,10 @@ def resolve(
     if guidance_scale is not None:
         asked["guidance_scale"] = guidance_scale
     changes = merge(overrides or {}, {"schedule": asked} if asked else {})
+    if attention is not None:
+        if isinstance(attention, AttentionConfig):
+            attention = to_mapping(attention)
+        changes = merge(changes, {"attention": {"kind": attention} if isinstance(attention, str) else attention})
     if changes:
         method = resolve_method(method, overrides=changes)
 
@@ -157,6 +162,11 @@ def resolve(
     )
     if method.schedule.kind in ("chunk", "rolling"):
         rehearse(request)
+        if method.attention.kind == "radial" and method.cache.policy == "participative":
+            raise InputError(
+                "attention='radial': needs whole frames in the cache, and cache.policy='participative' keeps single "
+                "tokens; use method 'self-forcing', or cache.policy='deep-sink'"
+            )
     return request
 
 

@@ -51,8 +51,8 @@ class Rollout(Iterator[LatentBlock]):
     fresh noise at the next level) or "euler" (x + (sigma' - sigma) v). frames: latent frames in all, initial ones
     included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch "none"
     keeps the keys, "window" re-encodes the recent frames under the new prompt, "all" the sink too. encode: what turns
-    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each acts from the first
-    block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
+    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each acts from
+    the first block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
 
     Raises InputError for lengths that are no whole number of blocks; FloatingPointError when a block is not finite.
     """
@@ -104,6 +104,7 @@ class Rollout(Iterator[LatentBlock]):
         self._call = 0  # calls of the scene
         self._calls = 0  # calls in all
         self._work: dict[int, Tensor] = {}  # blocks in flight
+        self._texts: dict[int, TextContext] = {}  # prompts of the blocks in flight and of the one to commit
         self._pending: tuple[Block, Tensor, float] | None = None  # clean, out, not committed; its commit timestep
         self._history: deque[tuple[int, Tensor]] = deque(maxlen=policy.capacity)  # clean frames, for a recache
         self._next_prompt: tuple[str | None, TextContext, bool] | None = None
@@ -139,6 +140,7 @@ class Rollout(Iterator[LatentBlock]):
         if self._given:
             self._flush()
             block, latents = self._given.popleft()
+            self._texts[block.index] = self._text
             self._open(block, block.frames)
             return self._finish(block, latents, given=True)
         while True:
@@ -180,6 +182,7 @@ class Rollout(Iterator[LatentBlock]):
         for block, step in window:
             if step == 0:
                 self._work[block.index] = self._draw(block, 0)
+                self._texts[block.index] = self._text
                 self._entered = max(self._entered, block.index + 1)
         frames = sum(block.frames for block, _ in window)
         self._open(window[0][0], frames)
@@ -191,7 +194,7 @@ class Rollout(Iterator[LatentBlock]):
         levels = [self.sigmas[step] for block, step in window for _ in range(block.frames)]
         sigma = torch.tensor(levels, dtype=torch.float32, device=x.device)
         velocity = self.denoiser(
-            x, sigma * 1000.0, self._text, self.cache, "denoise", guidance_scale=self.guidance_scale
+            x, sigma * 1000.0, self._prompts(window), self.cache, "denoise", guidance_scale=self.guidance_scale
         )
         sigma = sigma[:, None, None]
         clean = x - sigma * velocity
@@ -240,17 +243,28 @@ class Rollout(Iterator[LatentBlock]):
             return
         block, latents, timestep = self._pending
         self._open(block, block.frames)
-        self._commit_call(latents, timestep)
+        self._commit_call(latents, timestep, self._texts.pop(block.index))
         self.cache.commit()
         self._pending = None
+
+    def _prompts(self, window: list[tuple[Block, int]]) -> list[tuple[int, TextContext]]:
+        """(frames, prompt) of a call: each block keeps the prompt that it entered with."""
+        parts: list[tuple[int, TextContext]] = []
+        for block, _ in window:
+            text = self._texts[block.index]
+            if parts and parts[-1][1] is text:
+                parts[-1] = (parts[-1][0] + block.frames, text)
+            else:
+                parts.append((block.frames, text))
+        return parts
 
     def _open(self, block: Block, window: int) -> None:
         self.cache.begin(block.start - self._scene[0], block.frames, window)
 
-    def _commit_call(self, latents: Tensor, timestep: float) -> None:
+    def _commit_call(self, latents: Tensor, timestep: float, text: TextContext) -> None:
         """A call at (near) zero noise, whose output nobody needs: it writes keys and values."""
         timesteps = torch.full((latents.shape[2],), timestep, device=latents.device)
-        self.denoiser(latents, timesteps, self._text, self.cache, "commit")
+        self.denoiser(latents, timesteps, text, self.cache, "commit")
         self._count(latents.shape[2])
 
     def _count(self, frames: int) -> None:
@@ -267,6 +281,7 @@ class Rollout(Iterator[LatentBlock]):
         """Use another prompt from the next block that enters on.
 
         Soft: frames so far stay remembered, re-encoded under the new prompt as `recache` says (LongLive, sec. 3.2).
+        Blocks in flight are finished under the prompt that they entered with.
         hard_cut: a new scene; blocks in flight are finished under the old prompt and nothing is remembered.
         """
         if isinstance(prompt, TextContext):
@@ -280,22 +295,20 @@ class Rollout(Iterator[LatentBlock]):
         self._next_prompt = (name, text, hard_cut)
 
     def _switch(self, name: str | None, text: TextContext) -> None:
-        self.prompt, self._next_prompt = name, None
+        self.prompt, self._text, self._next_prompt = name, text, None
         if self.recache == "none" or not self._history:
-            self._flush()  # committed under the prompt that it was made with
-            self._text = text
-            return
-        self._text = text
+            return  # a block still to be committed keeps the prompt that it was made with
         if self._pending is not None:
             # The block becomes resident without a commit call: the recache encodes it under the new prompt.
             block = self._pending[0]
             self._open(block, block.frames)
             self.cache.commit()
             self._pending = None
+            del self._texts[block.index]
         count = min(self.cache.resident_frames, len(self._history))
         newest = list(self._history)[len(self._history) - count :]
         self.cache.begin_recache([frame - self._scene[0] for frame, _ in newest], keep_sink=self.recache != "all")
-        self._commit_call(torch.cat([latents for _, latents in newest], dim=2), self.context_noise)
+        self._commit_call(torch.cat([latents for _, latents in newest], dim=2), self.context_noise, text)
         self.cache.commit_recache()
 
     def _hard_cut(self, name: str | None, text: TextContext) -> None:
@@ -303,6 +316,7 @@ class Rollout(Iterator[LatentBlock]):
         self.cache.reset() if not self.cache.open_block else self._drop_open()
         self._pending = None
         self._history.clear()
+        self._texts.clear()
         self._scene = (self.grid[self._entered].start, self._entered)
         self._scene_end, self._call = None, 0
 
@@ -345,13 +359,16 @@ class Rollout(Iterator[LatentBlock]):
             tensors["pending"] = cpu_copy(self._pending[1])
         if self._history:
             tensors["history"] = cpu_copy(torch.cat([latents for _, latents in self._history], dim=2))
-        tensors["text"] = cpu_copy(self._text.embeds)
+        texts = list({id(text): text for text in (self._text, *self._texts.values())}.values())
+        tensors |= {f"text.{i}": cpu_copy(text.embeds) for i, text in enumerate(texts)}
+        places = {id(text): i for i, text in enumerate(texts)}
         meta: dict[str, Any] = {
             "settings": self._fingerprint(),
             "cache": cache,
             "frames": self.frames,
             "prompt": self.prompt,
             "branches": self._text.branches,
+            "texts": {str(block): places[id(text)] for block, text in self._texts.items()},
             "entered": self._entered,
             "scene": list(self._scene),
             "scene_end": self._scene_end,
@@ -378,7 +395,10 @@ class Rollout(Iterator[LatentBlock]):
         self.cache.restore(
             {n.removeprefix("cache."): t for n, t in tensors.items() if n.startswith("cache.")}, meta["cache"]
         )
-        self._text = self._context(tensors["text"], meta["branches"])
+        count = sum(name.startswith("text.") for name in tensors)
+        texts = [self._context(tensors[f"text.{i}"], meta["branches"]) for i in range(count)]
+        self._text = texts[0]
+        self._texts = {int(block): texts[i] for block, i in meta["texts"].items()}
         self.prompt = meta["prompt"]
         device = self.denoiser.device
         self._work = {

@@ -164,6 +164,22 @@ def test_guidance_is_two_branches_of_one_cache(make_tiny_transformer):
 
 
 @torch.no_grad()
+def test_frames_of_one_call_may_have_different_prompts(make_tiny_transformer):
+    """One layer: a frame's cross-attention reads its own prompt, and only that."""
+    denoiser = Denoiser(make_tiny_transformer(layers=1))
+    x, t, embeds = inputs(frames=5)
+    first, second = denoiser.encode_text(embeds), denoiser.encode_text(torch.randn(1, 4, 16))
+    policy = SlidingPolicy(window=5, frames_per_block=5)
+    out = []
+    for text in (first, second, [(2, first), (3, second)]):
+        cache = denoiser.new_cache(policy, batch=1, height=4, width=6)
+        cache.begin(0, 5)
+        out.append(denoiser(x, t, text, cache))
+    torch.testing.assert_close(out[2][:, :, :2], out[0][:, :, :2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[2][:, :, 2:], out[1][:, :, 2:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_fused_projections_change_nothing(make_tiny_transformer):
     wan = make_tiny_transformer()
     denoiser = Denoiser(wan)

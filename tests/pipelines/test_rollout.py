@@ -174,7 +174,7 @@ def test_making_dead_commits_would_change_nothing(denoiser, method):
         if finished is None:  # a commit call of the window's first block, as the reference makes after every window
             block = window[0][0]
             busy._open(block, block.frames)
-            busy._commit_call(busy._work[block.index], 0.0)
+            busy._commit_call(busy._work[block.index], 0.0, busy._text)
             busy.cache.abort()
         return finished
 

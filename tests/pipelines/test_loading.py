@@ -1,0 +1,127 @@
+"""longvid.load: folders, defaults, and what is missing or damaged, in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import longvid
+from longvid.errors import InputError, ModelError, UnknownNameError
+from longvid.pipelines.loading import model_defaults
+
+
+@pytest.fixture
+def broken(tiny_model_folder, tmp_path):
+    return shutil.copytree(tiny_model_folder, tmp_path / "model")
+
+
+def weights_of(folder, component="transformer"):
+    return next((folder / component).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["self-forcing", "deep-forcing", "rolling-forcing"])
+def test_a_saved_folder_loads_with_any_method(tiny_model_folder, make_tiny_pipe, method):
+    pipe = longvid.load(tiny_model_folder, method=method)
+    assert pipe.method.name == method
+    assert type(pipe).__name__ == longvid.MethodConfig.load(method).pipeline
+    assert pipe.method.schedule.steps == (1000.0, 500.0)  # the folder's own sampling defaults
+    assert pipe.fps == 16
+    pipe.set_progress_bar_config(disable=True)
+    mine = make_tiny_pipe(method, frames_per_block=3, steps=[1000, 500], shift=3.0)
+    ours, theirs = (p("a red ball", num_frames=9, seed=0).frames for p in (pipe, mine))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_from_pretrained_is_the_same_object(tiny_model_folder):
+    pipe = longvid.DeepForcingPipeline.from_pretrained(tiny_model_folder)
+    assert pipe.method.name == "deep-forcing"
+    assert pipe.method.schedule.shift == 3.0
+
+
+def test_precedence(tiny_model_folder):
+    """Explicit over the folder's defaults over the method's file."""
+    assert model_defaults(tiny_model_folder)["steps"] == [1000, 500]
+    pipe = longvid.load(
+        tiny_model_folder,
+        overrides={"schedule": {"steps": [1000, 600, 300]}, "cache": {"window": 12}},
+        method="self-forcing",
+    )
+    assert pipe.method.schedule.steps == (1000.0, 600.0, 300.0)
+    assert pipe.method.cache.window == 12
+    ready = longvid.MethodConfig.load("self-forcing")
+    assert longvid.load(tiny_model_folder, method=ready).method == ready
+
+
+def test_dtype(tiny_model_folder):
+    pipe = longvid.load(tiny_model_folder, method="self-forcing", dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    rollout = pipe.rollout("a red ball", num_frames=21, seed=0)
+    assert rollout.cache.layers[0].keys.dtype == torch.bfloat16
+    assert all(torch.isfinite(block.latents).all() for block in rollout)
+
+
+def refused(model, pattern, **more):
+    with pytest.raises(ModelError, match=pattern) as caught:
+        longvid.load(model, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_not_there(tmp_path):
+    refused(tmp_path / "nowhere", "no such folder; give 'embedded'")
+    refused("just-a-name", "no such folder")
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"x")
+    refused(file, "longvid convert")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "empty")
+
+
+def test_damaged_weights(broken):
+    path = weights_of(broken)
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(broken, "transformer cannot be read")
+
+
+def test_missing_and_unexpected_weights(broken):
+    path = weights_of(broken)
+    state = load_file(path)
+    state.pop("proj_out.weight")
+    save_file(state | {"stray": torch.zeros(1)}, path)
+    refused(broken, "proj_out.weight")
+
+
+def test_weights_of_another_shape(broken):
+    path = weights_of(broken, "vae")
+    state = load_file(path)
+    name = next(iter(state))
+    save_file(state | {name: torch.zeros(3, 3)}, path)
+    refused(broken, "vae")
+
+
+def test_a_damaged_index(broken):
+    (broken / "model_index.json").write_text("{")
+    refused(broken, "model_index.json cannot be read")
+
+
+def test_a_missing_component(broken):
+    shutil.rmtree(broken / "vae")
+    refused(broken, "vae")
+
+
+def test_bad_sampling_defaults_are_refused_before_weights_load(broken):
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps(index | {"steps": [100, 500]}))
+    weights_of(broken).unlink()
+    with pytest.raises(InputError, match=r"schedule\.steps"):
+        longvid.load(broken)
+
+
+def test_unknown_methods_name_the_nearest(tiny_model_folder):
+    with pytest.raises(UnknownNameError, match="rolling-forcing"):
+        longvid.load(tiny_model_folder, method="rolling-forcin")
