@@ -29,21 +29,21 @@ SAMPLING: dict[str, Any] = {
 
 
 def export_stage(folder: Path, out: Path) -> Path:
-    """Write ``folder``'s checkpoints to ``out`` as a pipeline folder, with the probe and the training logs beside.
+    """Write ``folder``'s checkpoints to ``out`` as a pipeline folder, with the training logs beside.
 
     Raises:
         FileNotFoundError: a stage has not run yet.
     """
-    from longvid.pipelines.base import LongVideoPipeline
+    import longvid
 
-    for name in ("diffusion.pt", "vae", "probe.safetensors"):
+    for name in ("diffusion.pt", "vae"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"folder={folder}: {name} is missing; run the stage that makes it first")
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
     state = torch.load(folder / "diffusion.pt", weights_only=True)
     model = Diffusion(vae.config.z_dim)
     model.load_state_dict(state["ema"])
-    pipe = LongVideoPipeline(
+    pipe = longvid.LongVideoPipeline(
         transformer=model.transformer.half(),
         vae=vae.half(),
         text_encoder=model.text_encoder.half(),
@@ -55,10 +55,9 @@ def export_stage(folder: Path, out: Path) -> Path:
     if partial.exists():
         shutil.rmtree(partial)
     pipe.save_pretrained(partial, safe_serialization=True)
-    shutil.copy2(folder / "probe.safetensors", partial / "probe.safetensors")
     logs = partial / "training"
     logs.mkdir()
-    for name in ("world.json", "probe.json", "autoencoder.jsonl", "encode.json", "diffusion.jsonl"):
+    for name in ("world.json", "probe.json", "autoencoder.jsonl", "decoder.jsonl", "encode.json", "diffusion.jsonl"):
         if (folder / name).exists():
             shutil.copy2(folder / name, logs / name)
     (logs / "step.json").write_text(json.dumps({"diffusion_steps": state["step"]}) + "\n")

@@ -161,7 +161,7 @@ def train_probe(
         optimizer.step()
         schedule.step()
     figures = accuracy(probe.eval(), held, held_target) | {"seconds": time.time() - began}
-    save_file({k: v.contiguous() for k, v in probe.state_dict().items()}, path, {"held_out": json.dumps(figures)})
+    save_file({k: v.half() for k, v in probe.state_dict().items()}, path, {"held_out": json.dumps(figures)})
     return figures
 
 

@@ -1,0 +1,134 @@
+"""A student's parts, out of model folders and back into one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from longvid.errors import InputError
+from longvid.pipelines.loading import load, model_folder
+from longvid.training.distill.config import StudentConfig
+
+LOG = "distillation.jsonl"
+
+
+@dataclass(slots=True)
+class Parts:
+    """What distillation works on. Only `student` and `critic` are trained.
+
+    pipe: the base pipeline; its text encoder and VAE are used, frozen. teacher: the real score. folder: the base's.
+    """
+
+    pipe: Any
+    student: WanTransformer3DModel
+    critic: WanTransformer3DModel
+    teacher: WanTransformer3DModel
+    folder: Path
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """Prompt embeddings [B, T, text_dim]."""
+        embeds: Tensor = self.pipe.encode_prompt(prompts)[0]
+        return embeds
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """(C, h, w) for a size in pixels, the model's own where it is None.
+
+        Raises InputError for a size that the VAE and the patch do not divide.
+        """
+        facts = self.pipe._facts
+        patch = self.student.config.patch_size[1]  # type: ignore[attr-defined]
+        shape = []
+        for name, size in (("height", height or facts.height), ("width", width or facts.width)):
+            if size < 1 or size % facts.spatial:
+                near = max(1, round(size / facts.spatial)) * facts.spatial
+                raise InputError(f"{name}={size}: must be a multiple of {facts.spatial}; nearest {near}")
+            shape.append(size // facts.spatial * patch)
+        return self.student.config.in_channels, shape[0], shape[1]  # type: ignore[attr-defined]
+
+
+def load_parts(
+    model: str | Path, *, initial: str | Path | None = None, teacher: str | Path | None = None, method: str | None = None
+) -> Parts:
+    """Read a base and make student, critic and teacher of it, all float32 on the CPU.
+
+    model: a local model folder in diffusers' format, or "embedded". initial: another folder whose transformer the
+    student starts from (an ODE-initialised one, or a student of another kind). teacher: another folder for the real
+    score; the critic always starts from it.
+
+    Raises ModelError or InputError, one line.
+    """
+    folder = model_folder(model)
+    if folder is None or not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"model={str(model)!r}: must be a local folder in diffusers' format; make one: longvid convert"
+        )
+    pipe = load(folder, method=method, device="cpu", dtype=torch.float32)
+    for part in (pipe.vae, pipe.text_encoder):
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    base = pipe.transformer.requires_grad_(False).eval()
+    real = base if teacher is None else _transformer(teacher)
+    student = copy.deepcopy(base) if initial is None else _transformer(initial)
+    for name, other in (("teacher", real), ("initial", student)):
+        for key in ("in_channels", "patch_size", "text_dim"):
+            mine, theirs = base.config[key], other.config[key]
+            if (tuple(mine) if isinstance(mine, list) else mine) != (tuple(theirs) if isinstance(theirs, list) else theirs):
+                raise InputError(f"{name}: its transformer has {key}={theirs}, the model {mine}; they must agree")
+    critic = copy.deepcopy(real).requires_grad_(True)
+    return Parts(pipe, student.requires_grad_(True).eval(), critic.eval(), real.requires_grad_(False).eval(), folder)
+
+
+def _transformer(model: str | Path) -> WanTransformer3DModel:
+    return load(model, device="cpu", dtype=torch.float32).transformer  # type: ignore[no-any-return]
+
+
+def export_student(
+    parts: Parts, weights: dict[str, Tensor], config: StudentConfig, out: Path, log: Path | None = None
+) -> Path:
+    """Write a student as a model folder: the base's folder with other transformer weights and sampling defaults.
+
+    The transformer keeps the dtype that the base has on disk. The folder appears whole or not at all.
+    """
+    partial = out.with_name(out.name + ".part")
+    if partial.exists():
+        shutil.rmtree(partial)
+    shutil.copytree(parts.folder, partial, ignore=shutil.ignore_patterns("transformer", "training"))
+    model = copy.deepcopy(parts.student)
+    model.load_state_dict(weights)
+    model.to(_stored_dtype(parts.folder / "transformer")).save_pretrained(partial / "transformer")
+    index = json.loads((partial / "model_index.json").read_text(encoding="utf-8"))
+    index |= {
+        "steps": list(config.steps),
+        "shift": config.shift,
+        "frames_per_block": config.frames_per_block,
+        "sampler": "renoise",
+        "guidance_scale": 1.0,
+        "train_frames": config.clip_frames,
+    }
+    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if log is not None and log.exists():
+        (partial / "training").mkdir()
+        shutil.copy2(log, partial / "training" / LOG)
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return out
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of a folder's weights on disk; float32 when none are safetensors."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                return file.get_tensor(name).dtype  # type: ignore[no-any-return]
+    return torch.float32
