@@ -167,7 +167,7 @@ class Connection:
                 self._reply(_error(error))
             started = started or self._session is not None
             # Neither a flood nor a client that does not read its answers makes anything grow: reading waits.
-            if wait := self._messages.take():
+            while wait := self._messages.take():
                 await asyncio.sleep(wait)
             while len(self._replies) >= _PENDING_REPLIES:
                 self._room.clear()

@@ -164,7 +164,7 @@ class Engine:
         if known is None and event.kind == "stop" and not session.over:
             session.stop(event)
             self._end(session, "stopped")
-        self.wake()
+        self._wake_viewer(session)
         return known
 
     def leave(self, session: Session, viewer: Viewer) -> None:
@@ -299,7 +299,10 @@ class Engine:
         session.add_block(made, pictures)
         session.settle()
         self._wake_viewer(session)
-        await self._on_post(session.measure, made.frames)
+        try:
+            await self._on_post(session.measure, made.frames)
+        except Exception:  # a video must not end because it could not be measured
+            logger.exception("session %s: block %d could not be measured", session.name, made.index)
         session.set_stats(made, encoded, len(self.active))
 
     def _wake_viewer(self, session: Session) -> None:

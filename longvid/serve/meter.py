@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from longvid.metrics.frames import THUMB_SIDE
 from longvid.metrics.report import StreamMetrics
 
 SHOWN = ("brightness", "contrast", "saturation", "sharpness", "start_distance", "identity_drift")
@@ -26,10 +27,14 @@ class LiveMeter:
 
     def update(self, frames_THW3: np.ndarray) -> None:
         """uint8 [T, H, W, 3] of one block."""
-        live = self._metrics.update(np.ascontiguousarray(frames_THW3[:: self._stride]))
-        self.drift = {name: float(live[name]) for name in SHOWN if name in live and np.isfinite(live[name])}
+        if min(frames_THW3.shape[1:3]) >= THUMB_SIDE:  # smaller pictures have no drift to speak of
+            self._measure_drift(frames_THW3)
         self.seam = self._seam(frames_THW3)
         self._last = frames_THW3[-1].copy()
+
+    def _measure_drift(self, frames_THW3: np.ndarray) -> None:
+        live = self._metrics.update(np.ascontiguousarray(frames_THW3[:: self._stride]))
+        self.drift = {name: float(live[name]) for name in SHOWN if name in live and np.isfinite(live[name])}
 
     def _seam(self, frames: np.ndarray) -> float | None:
         """Mean change across the border over the median change inside the block; None where either is unknown."""

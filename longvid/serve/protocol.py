@@ -120,6 +120,7 @@ def unpack_frame(data: bytes) -> tuple[FrameHeader, bytes]:
 def schema_of(message: type[Message]) -> dict[str, Any]:
     """JSON schema of a message, as docs/protocol/ has it."""
     schema = message.model_json_schema(mode="serialization" if message in SERVER_MESSAGES else "validation")
+    schema["required"] = ["type", *(name for name in schema.get("required", []) if name != "type")]
     tag = message.model_fields["type"].default
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"longvid/{tag}.schema.json", **schema}
 
