@@ -164,8 +164,7 @@ class NaiveCache:
 class NaiveTokens:
     """Participative compression on plain lists of tokens, one sample after the other.
 
-    Each token remembers its un-roped key, value, frame, place in the frame, and reuse count; the sink's shift is kept
-    beside. Sorting is by frame and place, so concatenation order is temporal order.
+    Each token remembers its un-roped key, value, place in the frame, reuse count, and the position that it is read at.
     """
 
     def __init__(self, cache: NaiveCache) -> None:
@@ -173,7 +172,7 @@ class NaiveTokens:
         assert isinstance(self.policy, ParticipativePolicy)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.frames = torch.zeros(cache.batch, 0, dtype=torch.long)
+        self.positions = torch.zeros(cache.batch, 0, dtype=torch.long)
         self.places = torch.zeros(cache.batch, 0, dtype=torch.long)
         self.counts = torch.zeros(cache.batch, 0, dtype=torch.long)
         self.queries: Tensor | None = None
@@ -182,11 +181,9 @@ class NaiveTokens:
         self.block: int | None = None
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def _rotate(self, keys: Tensor, frames: Tensor, places: Tensor) -> Tensor:
-        """Every token at its own position: its frame, plus the shift for the sink's."""
+    def _rotate(self, keys: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """Every token at its own position."""
         t = self.cache.rotary.tokens_per_frame
-        positions = frames.clone()
-        positions[:, : self.policy.sink * t] += self.shift
         unique, index = torch.unique(positions, return_inverse=True)
         tables = (x.reshape(len(unique), t, 1, -1)[index, places] for x in self.cache.rotary.at(unique.tolist()))
         return self.cache.rotary.apply(keys, *tables)
@@ -199,14 +196,14 @@ class NaiveTokens:
         self.queries = query if self.queries is None else torch.cat([self.queries, query], dim=1)
         self.queries = self.queries[:, -limit:].clone()
         own = key.shape[1]
-        frames = view.start + torch.arange(own).div(t, rounding_mode="floor").expand(key.shape[0], -1)
+        positions = view.start + torch.arange(own).div(t, rounding_mode="floor").expand(key.shape[0], -1)
         places = torch.arange(own).remainder(t).expand(key.shape[0], -1)
-        cached = self.frames.shape[1]
+        cached = self.positions.shape[1]
         keys = key if self.keys is None else torch.cat([self.keys, key], dim=1)
         values = value if self.values is None else torch.cat([self.values, value], dim=1)
-        frames, places = torch.cat([self.frames, frames], dim=1), torch.cat([self.places, places], dim=1)
+        positions, places = torch.cat([self.positions, positions], dim=1), torch.cat([self.places, places], dim=1)
         if view.start != self.block and policy.triggers(cached, own, t):
-            rotated = self._rotate(keys, frames, places)
+            rotated = self._rotate(keys, positions, places)
             keep = policy.keep(cached, own, self.queries.shape[1], t)
             counts = torch.cat([self.counts, torch.zeros(key.shape[0], own, dtype=torch.long)], dim=1)
             kept = torch.stack([self._choose(rotated[b], counts[b], b, keep) for b in range(key.shape[0])])
@@ -214,14 +211,21 @@ class NaiveTokens:
             counts = counts.gather(1, kept)
             counts[:, chosen] += 1
             keys, values = (x.gather(1, kept[..., None, None].expand(-1, -1, *x.shape[2:])) for x in (keys, values))
-            frames, places = frames.gather(1, kept), places.gather(1, kept)
+            positions, places = positions.gather(1, kept), places.gather(1, kept)
+            if keep.sink:
+                shift, self.origin = policy.sink_shift(view.start, kept.shape[1], t, self.origin)
+                positions[:, : keep.sink] += shift - self.shift
+                self.shift = shift
+            chosen_count = chosen.stop - chosen.start
+            if policy.unify and chosen_count:
+                recent = int(view.start) + (own - (keep.total - keep.recent_start)) // t
+                first = recent - -(-chosen_count // t)
+                positions[:, chosen] = first + torch.arange(chosen_count).div(t, rounding_mode="floor")
             old = kept.shape[1] - own
             self.keys, self.values = keys[:, :old], values[:, :old]
-            self.frames, self.places, self.counts = frames[:, :old], places[:, :old], counts[:, :old]
-            if keep.sink:
-                self.shift, self.origin = policy.sink_shift(view.start, kept.shape[1], t, self.origin)
+            self.positions, self.places, self.counts = positions[:, :old], places[:, :old], counts[:, :old]
         self.block = view.start
-        return self._rotate(keys, frames, places), values
+        return self._rotate(keys, positions, places), values
 
     def _choose(self, rotated: Tensor, counts: Tensor, sample: int, keep: Any) -> Tensor:
         """Indices that stay: sink, the top candidates below the reuse limit, recent."""
@@ -244,7 +248,7 @@ class NaiveTokens:
         labels = torch.tensor(self.cache.open_block).repeat_interleave(t).expand(batch, -1)
         self.keys = key if self.keys is None else torch.cat([self.keys, key], dim=1)
         self.values = value if self.values is None else torch.cat([self.values, value], dim=1)
-        self.frames = torch.cat([self.frames, labels], dim=1)
+        self.positions = torch.cat([self.positions, labels], dim=1)
         self.places = torch.cat([self.places, torch.arange(t).repeat(frames).expand(batch, -1)], dim=1)
         self.counts = torch.cat([self.counts, torch.zeros(batch, frames * t, dtype=torch.long)], dim=1)
         self.block = None

@@ -40,6 +40,7 @@ class TokenSelector:
         self.origin: int | None = None
         self.counts = torch.zeros(batch, capacity, dtype=torch.int32, device=store_keys.device)
         self.frames = torch.full((batch, capacity), -1, dtype=torch.int64, device=store_keys.device)
+        self.places = torch.arange(capacity, device=store_keys.device).remainder(tokens_per_frame).repeat(batch, 1)
         self.queries = store_keys.new_zeros(batch, policy.recent * tokens_per_frame, heads, dim)
         self.held = 0
         self.last: Selection | None = None
@@ -118,7 +119,10 @@ class TokenSelector:
         index = moved[..., None, None].expand(-1, -1, *store.keys.shape[2:])
         store.keys[:, keep.sink : end] = store.keys.gather(1, index)
         store.values[:, keep.sink : end] = store.values.gather(1, index)
+        if policy.unify and store.raw is not None:
+            store.raw[:, keep.sink : end] = store.raw.gather(1, index)
         self.frames[:, keep.sink : end] = self.frames.gather(1, moved)
+        self.places[:, keep.sink : end] = self.places.gather(1, moved)
         kept_counts = counts.gather(1, moved)
         kept_counts[:, :top] += 1
         self.counts[:, keep.sink : end] = kept_counts
@@ -126,6 +130,23 @@ class TokenSelector:
         if keep.sink:
             self.shift, self.origin = policy.sink_shift(start, end + own, self.tokens_per_frame, self.origin)
             self.phase_sink(store)
+        if policy.unify and top:
+            self._unify(
+                store, keep.sink, top, start + (own - (keep.total - keep.recent_start)) // self.tokens_per_frame
+            )
+
+    def _unify(self, store: LayerStore, first: int, count: int, recent: int) -> None:
+        """Read the chosen tokens as consecutive frames that end right before frame `recent` (eq. 10-11)."""
+        assert store.raw is not None
+        t = self.tokens_per_frame
+        frames = -(-count // t)
+        index = torch.arange(count, device=store.keys.device).div(t, rounding_mode="floor")
+        places = self.places[:, first : first + count]
+        cos, sin = (
+            table.reshape(frames, t, 1, -1)[index.expand_as(places), places]
+            for table in store.rotary.at(range(recent - frames, recent))
+        )
+        store.rotary.apply(store.raw[:, first : first + count], cos, sin, out=store.keys[:, first : first + count])
 
     def phase_sink(self, store: LayerStore) -> None:
         """Rotate the sink's un-roped keys by their total angle, once: repeated bf16 rotation would rot them."""
@@ -139,6 +160,7 @@ class TokenSelector:
         a, s = self.length, self.tokens_per_frame
         for i, frame in enumerate(ids):
             self.frames[:, a + i * s : a + (i + 1) * s] = frame
+            self.places[:, a + i * s : a + (i + 1) * s] = torch.arange(s, device=self.places.device)
         self.counts[:, a : a + len(ids) * s] = 0
         self.length = a + len(ids) * s
         self._block = None
@@ -159,6 +181,7 @@ class TokenSelector:
         tensors = {
             "counts": self.counts[:, : self.length].clone(),
             "frames": self.frames[:, : self.length].clone(),
+            "places": self.places[:, : self.length].clone(),
             "queries": self.queries.clone(),
         }
         return tensors, {"length": self.length, "shift": self.shift, "origin": self.origin, "held": self.held}
@@ -167,5 +190,6 @@ class TokenSelector:
         self.length, self.shift, self.origin, self.held = meta["length"], meta["shift"], meta["origin"], meta["held"]
         self.counts[:, : self.length] = tensors["counts"].to(self.counts)
         self.frames[:, : self.length] = tensors["frames"].to(self.frames)
+        self.places[:, : self.length] = tensors["places"].to(self.places)
         self.queries.copy_(tensors["queries"])
         self.last, self._block = None, None

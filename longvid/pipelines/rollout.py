@@ -406,7 +406,7 @@ class Rollout(Iterator[LatentBlock]):
         }
         given = sorted(int(n.removeprefix("given.")) for n in tensors if n.startswith("given."))
         self._given = deque((self.grid[i], tensors[f"given.{i}"].to(device, copy=True)) for i in given)
-        self._entered, self._scene = meta["entered"], tuple(meta["scene"])  # type: ignore[assignment]
+        self._entered, self._scene = meta["entered"], (meta["scene"][0], meta["scene"][1])
         self._scene_end, self._call, self._calls = meta["scene_end"], meta["call"], meta["calls"]
         pending = meta["pending"]
         if pending is None:

@@ -34,6 +34,9 @@ POLICIES = {
     "participative": lambda: ParticipativePolicy(
         window=12, sink=4, budget=9, recent=4, max_reuse=2, frames_per_block=N
     ),
+    "participative-unify": lambda: ParticipativePolicy(
+        window=12, sink=4, budget=10, recent=4, max_reuse=3, unify=True, hole_free=True, frames_per_block=N
+    ),
     "participative-max": lambda: ParticipativePolicy(
         window=11, sink=2, budget=11, recent=3, max_reuse=1, fusion="max", frames_per_block=N
     ),

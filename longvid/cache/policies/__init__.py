@@ -87,6 +87,7 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
             max_reuse=cache.max_reuse,
             frames_per_block=n,
             hole_free=cache.hole_free,
+            unify=cache.unify,
         )
     if cache.policy == "ema-sink":
         return EmaSinkPolicy(

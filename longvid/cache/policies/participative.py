@@ -38,10 +38,11 @@ class ParticipativePolicy:
     (unpublished default of the release, 7); 0 = no limit.
     hole_free: the sink's phase. False is the released code: the first shift is `21 - budget`, later ones follow the
     video. True places the sink directly before the frames that follow it.
+    unify: chosen tokens are read as consecutive frames directly before the recent ones (eq. 10-11 of the paper). The
+    release has code for it that its pipeline never reaches: there chosen tokens keep their own phases.
     """
 
     name = "participative"
-    rephase: Rephase = "sink"
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class ParticipativePolicy:
         fusion: Fusion = "sum",
         max_reuse: int = 7,
         hole_free: bool = False,
+        unify: bool = False,
     ) -> None:
         require(sink >= 0, f"sink={sink}: must be 0 or more frames")
         require(fusion in ("sum", "max"), f"fusion={fusion!r}: must be 'sum' or 'max'")
@@ -73,6 +75,8 @@ class ParticipativePolicy:
         self.window, self.sink, self.budget, self.recent = window, sink, budget, recent
         self.frames_per_block, self.max_reuse, self.hole_free = frames_per_block, max_reuse, hole_free
         self.fusion: Fusion = fusion
+        self.unify = unify
+        self.rephase: Rephase = "all" if unify else "sink"
         self.capacity = window
 
     def triggers(self, cached_tokens: int, new_tokens: int, tokens_per_frame: int) -> bool:
