@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from longvid.errors import InputError
 from longvid.metrics.consistency import similarity
 from longvid.metrics.frames import View, check_frames
 
@@ -38,17 +39,17 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def compare(frames: Iterable[np.ndarray], reference: Iterable[np.ndarray]) -> Fidelity:
-    """Compare two streams of uint8 frames [H, W, 3] pair by pair; raises ValueError if sizes or lengths differ."""
+    """Compare two streams of uint8 frames [H, W, 3] pair by pair; raises InputError if sizes or lengths differ."""
     count = identical = largest = differing = 0
     alike = decibels = 0.0
     diverged: int | None = None
     for a, b in zip_longest(frames, reference):
         if a is None or b is None:
             shorter = "frames" if a is None else "reference"
-            raise ValueError(f"{shorter}: ends after {count} frames, the other goes on; both must be equally long")
+            raise InputError(f"{shorter}: ends after {count} frames, the other goes on; both must be equally long")
         check_frames(a[None], "frames")
         if a.shape != b.shape or b.dtype != a.dtype:
-            raise ValueError(f"frames {a.dtype} {list(a.shape)}, reference {b.dtype} {list(b.shape)}: must be alike")
+            raise InputError(f"frames {a.dtype} {list(a.shape)}, reference {b.dtype} {list(b.shape)}: must be alike")
         value = psnr(a, b)
         if np.isinf(value):
             identical += identical == count
@@ -60,7 +61,7 @@ def compare(frames: Iterable[np.ndarray], reference: Iterable[np.ndarray]) -> Fi
         alike += similarity(View(a), View(b))
         count += 1
     if count == 0:
-        raise ValueError("frames: got 0, a comparison needs at least 1")
+        raise InputError("frames: got 0, a comparison needs at least 1")
     return Fidelity(
         frames=count,
         identical=identical,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from longvid.errors import InputError
+
 # Metrics that average over areas run near this size of the shorter side, reduced by a whole factor.
 WORKING_SIDE = 128
 THUMB_SIDE = 32
@@ -26,24 +28,24 @@ _RGB_TO_XYZ_D65 = (_RGB_TO_XYZ / np.array([[0.95047], [1.0], [1.08883]])).astype
 
 
 def check_frames(frames: np.ndarray, name: str = "frames", *, least: int = 1) -> np.ndarray:
-    """Return ``frames`` if it is a uint8 array [T, H, W, 3] of at least ``least`` frames, else raise ValueError."""
+    """Return ``frames`` if it is a uint8 array [T, H, W, 3] of at least ``least`` frames, else raise InputError."""
     array = np.asarray(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
-        raise ValueError(
+        raise InputError(
             f"{name}: got {array.dtype} {list(array.shape)}, must be uint8 [T, H, W, 3]; "
             "scale floats to 0-255 and round, and check them with non_finite_frames first"
         )
     if array.shape[0] < least:
-        raise ValueError(f"{name}: got {array.shape[0]} frames, this metric needs at least {least}")
+        raise InputError(f"{name}: got {array.shape[0]} frames, this metric needs at least {least}")
     if min(array.shape[1:3]) < THUMB_SIDE:
-        raise ValueError(f"{name}: {array.shape[2]}x{array.shape[1]} pixels, the metrics need {THUMB_SIDE} a side")
+        raise InputError(f"{name}: {array.shape[2]}x{array.shape[1]} pixels, the metrics need {THUMB_SIDE} a side")
     return array
 
 
 def check_fps(fps: float) -> float:
-    """Return ``fps`` as a float if it is finite and positive, else raise ValueError."""
+    """Return ``fps`` as a float if it is finite and positive, else raise InputError."""
     if not np.isfinite(fps) or fps <= 0:
-        raise ValueError(f"fps={fps}: must be a positive number of frames a second")
+        raise InputError(f"fps={fps}: must be a positive number of frames a second")
     return float(fps)
 
 

@@ -1,8 +1,9 @@
 """How much a video moves and how smoothly, from dense optical flow (DIS, Kroeger et al. 2016, in OpenCV).
 
 Flow is measured on luma at the working size and given in pixels of the full frame. Magnitudes are averaged, never
-signed components: opposite motions would cancel. A video that falls apart "moves" too, so motion is to be read beside
-smoothness (which falls) and flicker.
+signed components: opposite motions would cancel. Where nothing changes nothing moves: a codec's noise of one grey level
+sends DIS looking for motion in flat parts and finds several pixels, so that a frozen file would count as dynamic. A
+video that falls apart "moves" too, so motion is to be read beside smoothness (which falls) and flicker.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from longvid.metrics.frames import Pictures, View, check_fps, check_frames
 CLIP_SECONDS = 2.0  # VBench-Long cuts videos into clips of 2 s and scores each
 FLOW_RATE = 8.0  # VBench samples dynamic degree at 8 frames a second
 TOP_SHARE = 0.05
+_VISIBLE = 2.0  # grey levels, mean over 5 x 5 pixels: a codec's noise stays under it, a moving edge is ten times above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class MotionMeter:
         self._shorter = min(view.full.shape[:2])
         now, pair = view.pictures(), None
         if self._past:
-            pair = PairMotion(*_magnitudes(self._flow(self._past[-1], now), view.factor))
+            pair = PairMotion(*self._magnitudes(self._flow(self._past[-1], now), view.factor))
             self._mean, self._top5 = self._mean + pair.mean, self._top5 + pair.top5
             self._recent.append(pair.mean)
             if len(self._recent) == 3:
@@ -101,14 +103,26 @@ class MotionMeter:
                 self._beat(pair.top5)
             else:
                 shared = flow if self._step == 2 and flow is not None else self._flow(self._past[-self._step], now)
-                self._beat(_magnitudes(shared, view.factor)[1])
+                self._beat(self._magnitudes(shared, view.factor)[1])
         self._past.append(now)
         self._frames += 1
         return pair
 
     def _flow(self, a: Pictures, b: Pictures) -> np.ndarray:
+        """Flow from a to b, zero farther than an eighth of the shorter side from any visible change."""
         flow: np.ndarray = self._dis.calc(a.gray, b.gray, None)
-        return flow
+        changed = self._cv2.blur(np.abs(a.luma - b.luma), (5, 5)) >= _VISIBLE
+        reach = 2 * (min(changed.shape) // 8) + 1
+        near = self._cv2.dilate(changed.view(np.uint8), np.ones((reach, reach), np.uint8))
+        counted: np.ndarray = flow * near[..., None]
+        return counted
+
+    @staticmethod
+    def _magnitudes(flow: np.ndarray, factor: int) -> tuple[float, float]:
+        """Mean and top-5 % magnitude of flow [h, w, 2], scaled by ``factor`` to pixels of the full frame."""
+        size = np.hypot(flow[..., 0], flow[..., 1]).ravel()
+        top = max(1, int(len(size) * TOP_SHARE))
+        return float(size.mean()) * factor, float(np.partition(size, -top)[-top:].mean()) * factor
 
     def _beat(self, top5: float) -> None:
         self._slow_pairs += 1
@@ -150,13 +164,6 @@ class MotionMeter:
             smoothness=1 - self._error / self._middles / 255,
             jerk=self._jerk / max(pairs - 2, 1),
         )
-
-
-def _magnitudes(flow: np.ndarray, factor: int) -> tuple[float, float]:
-    """Mean and top-5 % magnitude of flow [h, w, 2], scaled by ``factor`` to pixels of the full frame."""
-    size = np.hypot(flow[..., 0], flow[..., 1]).ravel()
-    top = max(1, int(len(size) * TOP_SHARE))
-    return float(size.mean()) * factor, float(np.partition(size, -top)[-top:].mean()) * factor
 
 
 def measure_motion(frames: np.ndarray, fps: float) -> Motion:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from longvid.errors import OutputError
 from longvid.metrics.extras import require
 from longvid.metrics.report import VideoReport
 
@@ -26,7 +27,7 @@ def plot_reports(reports: Mapping[str, VideoReport], path: str | Path) -> Path:
     """Draw the reports, by label, to the PNG file ``path`` and return it.
 
     Panels: identity drift by segment, then motion and looks over time, then similarity against time lag. Raises
-    MissingExtraError without Matplotlib, ValueError without a report.
+    MissingExtraError without Matplotlib, ValueError without a report, OutputError where the file cannot be written.
     """
     if not reports:
         raise ValueError("reports: got none, a plot needs at least 1")
@@ -54,7 +55,10 @@ def plot_reports(reports: Mapping[str, VideoReport], path: str | Path) -> Path:
         axes[7].set_xscale("log")
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(reports), 5))
     target = Path(path)
-    figure.savefig(target, dpi=110, format="png")
+    try:
+        figure.savefig(target, dpi=110, format="png")
+    except OSError as error:
+        raise OutputError(f"plot={str(path)!r}: cannot be written ({error.strerror})") from error
     return target
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from longvid.errors import InputError
 from longvid.metrics.colour import LOOKS, HueDrift, HueMeter, looks
 from longvid.metrics.consistency import Consistency, ConsistencyMeter, LoopBack, LoopMeter
 from longvid.metrics.faults import FaultMeter, Faults
@@ -155,7 +156,7 @@ class StreamMetrics:
     def report(self, *, truncated: bool = False) -> VideoReport:
         """Everything so far. Raises ValueError before the first frame."""
         if self._size is None:
-            raise ValueError("frames: got 0, a report needs at least 1")
+            raise InputError("frames: got 0, a report needs at least 1")
         skipped: dict[str, str] = {}
 
         def attempt(name: str, measure: Callable[[], Any]) -> Any:
@@ -229,8 +230,8 @@ def evaluate_file(
     """Measure a video file without ever holding more of it than a few frames.
 
     ``boundaries`` as in :func:`evaluate`, or a function that tells whether a frame begins a block, for a length that is
-    not known beforehand. ``on_frame`` is called with the number of frames done. Raises InputError for a file that
-    cannot be read; a damaged end is reported as ``truncated``.
+    not known beforehand. ``on_frame`` is called with the number of frames done. Raises InputError for a file
+    that cannot be read; a damaged end is reported as ``truncated``.
     """
     reader = VideoReader(path)
     meter = StreamMetrics(reader.fps, motion=motion, temporal_stride=temporal_stride)
@@ -239,4 +240,6 @@ def evaluate_file(
         meter.update(frame[None], new_block=begins(index))
         if on_frame is not None:
             on_frame(index + 1)
+    if meter.frames == 0:
+        raise InputError(f"video={str(path)!r}: holds no frame that can be decoded")
     return meter.report(truncated=reader.truncated)

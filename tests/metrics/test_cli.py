@@ -94,6 +94,12 @@ def test_reference_is_compared_frame_by_frame(run, clips, save):
 def test_wrong_input_is_an_input_error(run, tmp_path, clips, save):
     with pytest.raises(InputError, match="no such file"):
         run(tmp_path / "none.mp4")
+    with pytest.raises(InputError, match="64x24 pixels"):
+        run(save(np.zeros((5, 24, 64, 3), np.uint8)))
+    with pytest.raises(InputError, match="both must be equally long"):
+        run(save(clips.still(5)), "--reference", save(clips.still(6), "six.mkv"))
+    with pytest.raises(InputError, match=r"plot=.*cannot be written \(No such file"):
+        run(save(clips.still(5)), "--plot-to", tmp_path / "no" / "folder.png")
     with pytest.raises(InputError, match="needs --frames-per-block"):
         run(save(clips.still(5)), "--first-block", 1)
 

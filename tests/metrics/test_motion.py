@@ -1,9 +1,15 @@
+import itertools
+
+import cv2
 import numpy as np
 import pytest
 
 from longvid.metrics import extras
 from longvid.metrics.extras import MissingExtraError
+from longvid.metrics.frames import View
 from longvid.metrics.motion import MotionMeter, is_dynamic, measure_motion
+from longvid.metrics.reader import VideoReader
+from longvid.training import world
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
@@ -25,6 +31,24 @@ def test_still_video_has_no_motion_and_perfect_smoothness(clips):
     assert found.top5 < 0.01
     assert found.smoothness == pytest.approx(1, abs=1e-6)
     assert found.dynamic_degree == found.moving_pairs == 0
+
+
+def test_a_frozen_picture_stays_still_in_a_lossy_file(save):
+    """DIS alone finds pixels of motion in a codec's noise on the flat parts of a night sky."""
+    night = world.render(world.Scene(colour="red", shape="star", motion="bounce", background="stars"), 1, frames=1)
+    video = np.stack(list(VideoReader(save(np.repeat(night, 49, axis=0), "night.mp4", codec="h264"))))
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [View(frame).gray for frame in video]
+    assert max(np.abs(flow.calc(a, b, None)).max() for a, b in itertools.pairwise(grey)) > 1
+    found = measure_motion(video, fps=16)
+    assert found.top5 < 0.02
+    assert found.dynamic_degree == found.moving_pairs == 0
+
+
+def test_a_pan_of_a_quarter_pixel_is_still_motion(clips):
+    wide = clips.texture(384, 600, cell=24)
+    video = [wide[:, t : t + 384].reshape(96, 4, 96, 4, 3).mean(axis=(1, 3)) for t in range(33)]
+    assert measure_motion(np.stack(video).astype(np.uint8), fps=16).mean == pytest.approx(0.25, rel=0.25)
 
 
 def test_opposite_motions_do_not_cancel(clips):
