@@ -62,6 +62,17 @@ class RadialSpec:
             raise ValueError(f"anchor={self.anchor!r}: must be 'query' or 'key'")
 
     @classmethod
+    def for_grid(cls, tokens: int, **changes: Any) -> RadialSpec:
+        """The published numbers, scaled to frames of `tokens` tokens where those are fewer than published for.
+
+        At 1,560 tokens and more this is the default. Below, threshold and block keep their share of the frame, so that
+        frames are thinned from a distance of 16 on, as at 480p, and not at once.
+        """
+        share = max(1, (1 << int(tokens).bit_length()) // 16)
+        numbers = {"split_threshold": min(128, share), "block": min(128, max(16, share))}
+        return replace(cls(), **(numbers | changes))
+
+    @classmethod
     def wan(cls, **changes: Any) -> RadialSpec:
         """Wan's convention: the first frame is a sink."""
         return replace(cls(), **changes)
@@ -72,9 +83,16 @@ class RadialSpec:
         return replace(cls(sink_frames=0), **changes)
 
 
+def frame_stride(distance: int, dense: int) -> int:
+    """Keep one frame in this many at `distance`, when nearer than `dense` frames all are kept; 1, 2, 4... an octave."""
+    return max(1, (1 << int(distance).bit_length()) // dense)
+
+
 def thinning(distance: int, tokens: int, spec: RadialSpec) -> int:
-    """Keep one frame in this many at `distance` frames (1 = all). Always a power of two that never falls with distance,
-    for a `split_threshold` that is one: this is what makes key-anchored kept sets nested."""
+    """`frame_stride` on a grid of `tokens` tokens: all frames stay until the undecayed band is under the threshold.
+
+    A power of two that never falls with distance (for thresholds that are one): this nests key-anchored kept sets.
+    """
     octave, power = int(distance).bit_length(), 1 << int(tokens).bit_length()
     return max(1, (spec.split_threshold << octave) // power)
 

@@ -273,7 +273,7 @@ class LongVideoPipeline(DiffusionPipeline):
         if schedule.sampler not in ("renoise", "euler"):
             raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
-        denoiser = Denoiser(self.transformer, attend_for(config), self._execution_device)
+        denoiser = Denoiser(self.transformer, attend_for(config, max(1, cache.sink)), self._execution_device)
         if attention == "dense" and config.backend != "auto":
             self.transformer.set_attention_backend(config.backend)
         kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}

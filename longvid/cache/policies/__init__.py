@@ -8,6 +8,7 @@ from longvid.errors import InputError, UnknownNameError
 
 from .participative import Keep, ParticipativePolicy
 from .plan import Merge, Plan, Policy, RecachePlan, View
+from .radial import RadialPolicy
 from .rolling import RollingPolicy
 from .sinks import DeepSinkPolicy, EmaSinkPolicy
 from .sliding import SlidingPolicy
@@ -20,6 +21,7 @@ __all__ = [
     "ParticipativePolicy",
     "Plan",
     "Policy",
+    "RadialPolicy",
     "RecachePlan",
     "RollingPolicy",
     "SlidingPolicy",
@@ -27,7 +29,7 @@ __all__ = [
     "policy_from_config",
 ]
 
-POLICIES = ("full", "window", "sink", "deep-sink", "participative", "ema-sink", "rolling")
+POLICIES = ("full", "window", "sink", "deep-sink", "participative", "ema-sink", "rolling", "radial")
 
 
 def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | None = None) -> Policy:
@@ -40,6 +42,17 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
     """
     n = frames_per_block
     window = cache.window
+    if cache.policy == "radial":
+        if total_frames is not None:
+            window = total_frames if window == -1 else min(window, total_frames)
+        return RadialPolicy(
+            window=window,
+            sink=cache.sink,
+            dense=cache.recent,
+            positions=cache.positions,
+            frames_per_block=n,
+            commit_window=cache.commit_window,
+        )
     if cache.policy == "full" or window == -1:
         if cache.policy not in ("full", "window", "sink"):
             raise InputError(f"window=-1: only policies full, window and sink keep everything, not {cache.policy!r}")

@@ -10,6 +10,8 @@ Shape letters: B batch, N heads, L query tokens, K key tokens, D head dim.
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,34 @@ def _check(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCSR) -> None:
         )
     if blocks.mask_heads not in (1, q.shape[1]):
         raise ValueError(f"blocks.mask_heads={blocks.mask_heads}: must be 1 or the number of heads, {q.shape[1]}")
+
+
+@overload
+def block_sparse_attention(
+    q_BNLD: Tensor,
+    k_BNKD: Tensor,
+    v_BNKD: Tensor,
+    blocks: BlockCSR,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    backend: str = ...,
+    strict: bool = ...,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q_BNLD: Tensor,
+    k_BNKD: Tensor,
+    v_BNKD: Tensor,
+    blocks: BlockCSR,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    backend: str = ...,
+    strict: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 # A host-side block list chooses the work, so torch.compile breaks the graph here; flex compiles its own inside.

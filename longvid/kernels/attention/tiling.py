@@ -2,6 +2,7 @@
 
 Chosen by compiling every candidate ahead of time for each architecture (scripts/aot_compile.py, docs/kernels.md): 128
 query rows want 8 warps (4 spill); a deeper pipeline than listed does not fit the shared memory of the architecture.
+float32 is multiplied by ordinary multiply-adds, whose operands live in registers: small tiles, and slow.
 """
 
 from __future__ import annotations
@@ -35,21 +36,26 @@ def tiling(
     wide = head_dim > 128
     full = element_size == 4
     if kernel == "forward":
-        if full or wide:
-            chosen = Tiling(32 if full and wide else 64, 32, 4, 2)
-        elif longest_q > 64:
-            chosen = Tiling(128, 64, 8, 3)
+        if full:
+            chosen = Tiling(16, 32, 4, 1) if wide else Tiling(32, 32, 4, 1) if amd else Tiling(32, 64, 8, 2)
+        elif wide:
+            chosen = Tiling(64, 32, 4, 2)
         else:
-            chosen = Tiling(64, 64, 4, 3)
+            chosen = Tiling(128, 64, 8, 3) if longest_q > 64 else Tiling(64, 64, 4, 3)
     elif kernel == "backward_q":
-        chosen = Tiling(32, 32, 4, 2) if full or wide else Tiling(64, 64, 4, 2)
-    elif kernel == "backward_kv":
-        if full or wide:
+        if full:
+            chosen = Tiling(16, 32, 4, 1 if wide else 2)
+        elif wide:
             chosen = Tiling(32, 32, 4, 2)
-        elif amd:
-            chosen = Tiling(32, 64, 4, 1)
         else:
-            chosen = Tiling(64, 64, 8, 2)
+            chosen = Tiling(64, 64, 8 if arch == 120 else 4, 2)
+    elif kernel == "backward_kv":
+        if full:
+            chosen = Tiling(16, 32, 4, 1 if wide else 2)
+        elif wide:
+            chosen = Tiling(32, 32, 4, 2)
+        else:
+            chosen = Tiling(32, 64, 4, 1) if amd else Tiling(64, 64, 8, 2)
     else:
         raise ValueError(f"kernel={kernel!r}: must be forward, backward_q or backward_kv")
     block_m = min(chosen.block_m, max(16, _next_power(longest_q)))
