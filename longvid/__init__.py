@@ -13,13 +13,7 @@ Names are imported on first use, so ``import longvid`` costs milliseconds and do
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-try:
-    __version__ = version("longvid")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "0.0.0+checkout"
 
 # name -> module. What is listed here is longvid's public surface; tests/test_public_surface.py pins it.
 _PLACES = {
@@ -45,19 +39,25 @@ _PLACES = {
 __all__ = ["__version__", *_PLACES]
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__ does it
-    from longvid.config import AttentionConfig, CacheConfig, MethodConfig, ScheduleConfig
-    from longvid.errors import InputError
-    from longvid.models.autoencoder import AutoencoderTinyVideo
-    from longvid.models.captions import CaptionEncoder
-    from longvid.pipelines.base import LongVideoPipeline, LongVideoPipelineOutput, VideoChunk
-    from longvid.pipelines.deep_forcing import DeepForcingPipeline
-    from longvid.pipelines.fifo import FifoPipeline
-    from longvid.pipelines.loading import load
-    from longvid.pipelines.ouroboros import OuroborosPipeline
-    from longvid.pipelines.reward_forcing import RewardForcingPipeline
-    from longvid.pipelines.rolling_forcing import RollingForcingPipeline
-    from longvid.pipelines.self_forcing import SelfForcingPipeline
-    from longvid.pipelines.streaming_llm import StreamingLLMPipeline
+    __version__: str
+    from longvid.config import AttentionConfig as AttentionConfig
+    from longvid.config import CacheConfig as CacheConfig
+    from longvid.config import MethodConfig as MethodConfig
+    from longvid.config import ScheduleConfig as ScheduleConfig
+    from longvid.errors import InputError as InputError
+    from longvid.models.autoencoder import AutoencoderTinyVideo as AutoencoderTinyVideo
+    from longvid.models.captions import CaptionEncoder as CaptionEncoder
+    from longvid.pipelines.base import LongVideoPipeline as LongVideoPipeline
+    from longvid.pipelines.base import LongVideoPipelineOutput as LongVideoPipelineOutput
+    from longvid.pipelines.base import VideoChunk as VideoChunk
+    from longvid.pipelines.deep_forcing import DeepForcingPipeline as DeepForcingPipeline
+    from longvid.pipelines.fifo import FifoPipeline as FifoPipeline
+    from longvid.pipelines.loading import load as load
+    from longvid.pipelines.ouroboros import OuroborosPipeline as OuroborosPipeline
+    from longvid.pipelines.reward_forcing import RewardForcingPipeline as RewardForcingPipeline
+    from longvid.pipelines.rolling_forcing import RollingForcingPipeline as RollingForcingPipeline
+    from longvid.pipelines.self_forcing import SelfForcingPipeline as SelfForcingPipeline
+    from longvid.pipelines.streaming_llm import StreamingLLMPipeline as StreamingLLMPipeline
 
 
 def _register_with_diffusers() -> None:
@@ -72,8 +72,20 @@ def _register_with_diffusers() -> None:
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault("longvid", {"ModelMixin": methods, "SchedulerMixin": methods})
 
 
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("longvid")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "0.0.0+checkout"
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("ModelMixin", "SchedulerMixin"):  # diffusers asks the library itself for the table's base classes
+    value: Any
+    if name == "__version__":
+        value = _installed_version()
+    elif name in ("ModelMixin", "SchedulerMixin"):  # diffusers asks the library itself for the table's base classes
         value = getattr(importlib.import_module("diffusers"), name)
     elif name in _PLACES:
         place = _PLACES[name]

@@ -18,7 +18,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class PlannedBlock(NamedTuple):
     """One block of the plan."""
 
-    index: int
+    number: int
+    """0-based."""
     latent_frames: tuple[int, int]
     """First, and one past the last."""
     video_frames: tuple[int, int]
@@ -156,12 +157,12 @@ def plan_lines(request: Any, folder: ModelFolder | None, prompt: PromptSchedule,
         f"blocks: {len(blocks)}, each {cost.calls:g} model calls over {cost.frames:g} latent frames once it runs"
     )
     shown: list[PlannedBlock | None] = list(blocks)
-    switches = {block.index for before, block in pairwise(blocks) if block.prompt != before.prompt}
+    switches = {block.number for before, block in pairwise(blocks) if block.prompt != before.prompt}
     if len(blocks) > 6:
         wanted = {0, 1, 2, len(blocks) - 2, len(blocks) - 1} | set(sorted(switches)[:20])
         shown = []
         for block in blocks:
-            if block.index in wanted:
+            if block.number in wanted:
                 shown.append(block)
             elif shown and shown[-1] is not None:
                 shown.append(None)
@@ -172,7 +173,7 @@ def plan_lines(request: Any, folder: ModelFolder | None, prompt: PromptSchedule,
         (low, high), (start, end) = entry.latent_frames, entry.video_frames
         text = prompt.parts[entry.prompt].text
         lines.append(
-            f"  block {entry.index}: latent frames {low}-{high - 1}, video frames {start}-{end - 1} "
+            f"  block {entry.number}: latent frames {low}-{high - 1}, video frames {start}-{end - 1} "
             f"({start / request.fps:.2f}-{end / request.fps:.2f} s), prompt {entry.prompt + 1}: {text[:50]}"
         )
     if folder is None:

@@ -41,7 +41,8 @@ def load_method(name: str) -> MethodConfig:
 
 @cache
 def _load_method(path: Path) -> MethodConfig:
-    return from_mapping(MethodConfig, {"name": path.stem, **read_yaml(path)})
+    method: MethodConfig = from_mapping(MethodConfig, {"name": path.stem, **read_yaml(path)})
+    return method
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.load(Path(path)), resolve=True)
     except OSError as error:
         raise InputError(f"config={str(path)!r}: cannot be read ({error.strerror})") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -115,4 +116,5 @@ def resolve_method(
         if preset.schedule.window_frames is None and (model_defaults or {}).get("train_frames"):
             given["window_frames"] = (model_defaults or {})["train_frames"]
     plain = merge(to_mapping(preset), {"schedule": given})
-    return from_mapping(MethodConfig, merge(plain, overrides or {}))
+    resolved: MethodConfig = from_mapping(MethodConfig, merge(plain, overrides or {}))
+    return resolved

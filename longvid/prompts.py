@@ -93,7 +93,7 @@ def parse_prompt(source: str) -> PromptSchedule:
         raise InputError(f"prompt={type(source).__name__}: must be text")
     if not source.strip():
         raise InputError("prompt='': must not be empty")
-    parts = []
+    parts: list[PromptPart] = []
     for start, end in _split(source):
         part = _parse_part(source, start, end)
         if parts and parts[-1].seconds is None:

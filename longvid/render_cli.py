@@ -106,7 +106,7 @@ def render(
         typer.Option(
             "--out",
             "-o",
-            help="A .mp4, .gif, .webp or .png; named after the prompt when not given.",
+            help="A .mp4, .gif, .webp or .png, or a folder; named after the prompt if not given.",
             rich_help_panel=_FILES,
             show_default=False,
         ),
@@ -226,7 +226,6 @@ def _render_all(job: RenderConfig, *, resume: bool, overwrite: bool, quiet: bool
             dtype=None if job.dtype is None else getattr(torch, job.dtype),
             overrides=job.overrides,
         )
-        pipe.set_progress_bar_config(disable=True)
         jobs = job.jobs()
         for index, (prompt, seed, out) in enumerate(jobs):
             title = f"{index + 1}/{len(jobs)}" if len(jobs) > 1 else ""
@@ -300,7 +299,7 @@ def _notes(console: Console, quiet: bool) -> Iterator[None]:
             warnings.simplefilter("ignore" if quiet else "default")
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.showwarning = lambda message, *_, **__: console.print(f"note: {message}", markup=False)  # type: ignore[assignment]
+            warnings.showwarning = lambda message, *_, **__: console.print(f"note: {message}", markup=False)
             yield
     finally:
         logger.removeHandler(handler)

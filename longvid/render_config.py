@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class RenderConfig:
     video: str | None = None
     """A video whose last frames it begins with."""
     out: str | None = None
-    """.mp4, .gif, .webp or .png (numbered frames); None makes a name from the prompt."""
+    """.mp4, .gif, .webp or .png (numbered frames); a folder, or None, makes a name from the prompt."""
     crf: float = 18.0
     """Quality of H.264: 0 (lossless) to 51; 18 is hard to tell from the source."""
     device: str | None = None
@@ -106,7 +107,7 @@ class RenderConfig:
         for name in ("image", "video"):
             path = getattr(self, name)
             require(path is None or Path(path).is_file(), name, path, "there is no such file")
-        if self.out is not None:
+        if self.out is not None and not os.path.isdir(self.out):
             ending_of(self.out)
         self.resolved()
 
@@ -127,7 +128,8 @@ class RenderConfig:
         for key in plain:
             if key not in known:
                 raise UnknownNameError("key", key, _all_keys(known))
-        return from_mapping(cls, plain)
+        built: RenderConfig = from_mapping(cls, plain)
+        return built
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -151,7 +153,7 @@ class RenderConfig:
         Raises ``InputError`` for a prompts file that cannot be read, or a prompt whose length is not known.
         """
         if self.prompt is not None:
-            return [(self.prompt, self.seed, self.out or default_name(self.prompt, self.seed))]
+            return [(self.prompt, self.seed, self._place(default_name(self.prompt, self.seed)))]
         assert self.prompts_file is not None
         prompts = read_prompts(self.prompts_file)
         digits = max(3, len(str(len(prompts))))
@@ -159,13 +161,17 @@ class RenderConfig:
         for index, prompt in enumerate(prompts):
             self.seconds_of(prompt)
             number = f"{index + 1:0{digits}d}"
-            if self.out is None:
-                name = f"{number}-{default_name(prompt, self.seed + index)}"
-            else:
-                path = Path(self.out)
-                name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-            jobs.append((prompt, self.seed + index, name))
+            name = Path(self._place(default_name(prompt, self.seed + index)))
+            named = self.out is not None and name == Path(self.out)
+            name = name.with_name(f"{name.stem}-{number}{name.suffix}" if named else f"{number}-{name.name}")
+            jobs.append((prompt, self.seed + index, str(name)))
         return jobs
+
+    def _place(self, name: str) -> str:
+        """The output: ``out``, or ``name`` where that says no file."""
+        if self.out is None:
+            return name
+        return os.path.join(self.out, name) if os.path.isdir(self.out) else self.out
 
     def check_outputs(self, *, resume: bool, overwrite: bool) -> None:
         """Raise ``OutputError`` unless every output may be written."""

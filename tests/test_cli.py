@@ -80,6 +80,9 @@ def test_prompts_from_a_file_are_numbered(run: Any, tiny_model_folder: Path, tmp
     assert run(*arguments, "-o", "clip.webp")[0] == 0
     assert (tmp_path / "clip-001.webp").is_file()
     assert (tmp_path / "clip-002.webp").is_file()
+    (tmp_path / "out").mkdir()
+    assert run("render", "a red ball", "--model", tiny_model_folder, "-s", 1, "-o", "out")[0] == 0
+    assert frames_of(tmp_path / "out" / "a-red-ball-0.mp4") == 16
 
 
 def test_dry_run_prints_what_config_takes_back(
@@ -141,7 +144,6 @@ BAD = {
     "option": ([PROMPT, "--secnds", "3"], "--secnds"),
     "ending": ([PROMPT, "--out", "a.avi"], "must be one of .mp4, .gif, .webp, .png"),
     "folder": ([PROMPT, "--out", "none/a.mp4"], "there is no folder"),
-    "is a folder": ([PROMPT, "--out", "taken.mp4"], "is a folder"),
     "model": ([PROMPT, "--model", "./none"], "no such folder"),
     "device": ([PROMPT, "--device", "tpu"], "device='tpu'"),
     "no gpu": ([PROMPT, "--device", "cuda:99"], "is not on this machine"),
@@ -160,14 +162,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     run: Any, no_weights: None, tiny_model_folder: Path, tmp_path: Path, case: str
 ) -> None:
     arguments, rule = BAD[case]
-    (tmp_path / "taken.mp4").mkdir()
     model = [] if "--model" in arguments else ["--model", tiny_model_folder]
     code, out, err = run("render", *arguments, *model)
     assert (code, out) == (2, "")
     assert rule in err
     assert err.count("\n") == 1
     assert len(err) < 400
-    assert [entry.name for entry in tmp_path.iterdir()] == ["taken.mp4"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_model_is_refused(run: Any, make_tiny_pipe: Any, tmp_path: Path) -> None:

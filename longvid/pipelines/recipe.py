@@ -25,7 +25,7 @@ _SAMPLES = 64
 
 def render_recipe(
     pipe: Any, request: Request, prompt: str, given: Mapping[str, Any], output: Mapping[str, Any]
-) -> dict:
+) -> dict[str, Any]:
     """The recipe of ``request`` on ``pipe``.
 
     prompt: the schedule as the user wrote it. given: other arguments that shape the frames (image, video, attention).
