@@ -191,7 +191,12 @@ class Denoiser:
         )
         for processor, store in zip(self._self, cache.layers, strict=True):
             processor.store = store
-        return self._run(latents, timesteps, text, call, guidance_scale)
+        try:
+            return self._run(latents, timesteps, text, call, guidance_scale)
+        finally:
+            # A rollout that is dropped must free its cache: the transformer outlives it.
+            for processor in self._self:
+                processor.store = None
 
     def full(
         self,
