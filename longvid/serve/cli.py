@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import Annotated
 
@@ -56,6 +57,8 @@ def serve(
     from longvid.serve.server import Server, address, bind
     from longvid.serve.studio import PipelineStudio
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     secret = secrets.token_urlsafe(24) if token == "auto" else token
     access = Access(host, secret, parse_origins(allowed_origin or ()))
     limits = Limits(max_sessions=max_sessions, max_connections=4 * max_sessions + 16, grace=grace, ahead_blocks=ahead)
