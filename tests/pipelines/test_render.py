@@ -332,3 +332,21 @@ def test_sigkill_leaves_a_file_that_plays_and_goes_on(
     assert result.resumed_blocks >= 6
     assert path.read_bytes() == straight.read_bytes()
     assert md5s(path) == md5s(straight)
+
+
+@pytest.mark.parametrize("method", ["fifo", "ouroboros"])
+def test_a_queue_of_frames_goes_on_exactly(make_tiny_pipe: Any, tmp_path: Path, method: str) -> None:
+    """One frame a block: the file grows by four pictures at a time."""
+    straight, resumed = tmp_path / "straight.mp4", tmp_path / "resumed.mp4"
+    settings: dict[str, Any] = {"seconds": 2, "seed": 1, "resume": True}
+
+    def pipe() -> Any:
+        return make_tiny_pipe(method, train_frames=5)
+
+    pipe().render(PROMPT, straight, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        pipe().render(PROMPT, resumed, snapshot_every=2, progress=Interrupt(5), **settings)
+    assert frames_of(resumed) == 17
+    result = pipe().render(PROMPT, resumed, **settings)
+    assert result.resumed_blocks == 5
+    assert resumed.read_bytes() == straight.read_bytes()
