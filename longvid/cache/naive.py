@@ -1,8 +1,9 @@
 """The truth beside FrameKVCache: concatenate, roll by clone, rotate everything again on every call.
 
 Same verbs and same policies, so it can take FrameKVCache's place under a Denoiser; nothing is preallocated, nothing is
-remembered between calls but un-roped keys and values in temporal order. Slow on purpose: tests compare against it, and
-benchmarks measure what the real cache saves.
+remembered between calls but un-roped keys and values in temporal order. Rotation is written out once more, with complex
+numbers in float64 as the published implementations have it, so that it shares nothing with what it judges. Slow on
+purpose: tests compare against it, and benchmarks measure what the real cache saves.
 
 Shape letters: B batch, T cached tokens, L tokens of a call, N heads, D head dim.
 """
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layer_store import Rotary
 from .policies.participative import ParticipativePolicy
 from .policies.plan import Plan, Policy, RecachePlan, View
 
@@ -31,6 +31,35 @@ class NaiveView:
     sin: Tensor
     start: int
     skip: int = 0
+
+
+def rotate_tokens(x_BTND: Tensor, frames: Tensor, places: Tensor, rotary: Any) -> Tensor:
+    """RoPE of single tokens, each at its frame's position [T] or [B, T] and its place in the frame.
+
+    Adjacent pairs are complex numbers, multiplied by exp(i angle); the head's pairs are split into time, row and column
+    as Wan splits them (rotary: rows, columns and head_dim of the model).
+    """
+    pairs = x_BTND.shape[-1] // 2
+    side = pairs // 3
+    angles = []
+    for position, count in (
+        (frames, pairs - 2 * side),
+        (places.div(rotary.columns, rounding_mode="floor"), side),
+        (places.remainder(rotary.columns), side),
+    ):
+        frequencies = 10000.0 ** (-torch.arange(count, dtype=torch.float64, device=x_BTND.device) / count)
+        angles.append(position.to(x_BTND.device, torch.float64)[..., None, None] * frequencies)
+    turn = torch.cat(angles, dim=-1)
+    x = torch.view_as_complex(x_BTND.double().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(x * torch.polar(torch.ones_like(turn), turn)).flatten(-2).to(x_BTND.dtype)
+
+
+def _frames(positions: Sequence[float], tokens: int) -> Tensor:
+    return torch.tensor(positions, dtype=torch.float64).repeat_interleave(tokens)
+
+
+def _places(frames: int, tokens: int) -> Tensor:
+    return torch.arange(tokens).repeat(frames)
 
 
 class NaiveLayer:
@@ -53,7 +82,9 @@ class NaiveLayer:
             keys.append(self.keys[:, at : at + t].clone())
             values.append(self.values[:, at : at + t].clone())
         joined = torch.cat([*keys, self.pending[0]], dim=1)
-        return self.cache.rotary.rotate(joined, positions), torch.cat([*values, self.pending[1]], dim=1)
+        return rotate_tokens(joined, _frames(positions, t), _places(len(positions), t), self.cache.rotary), torch.cat(
+            [*values, self.pending[1]], dim=1
+        )
 
     def keep(self, frames: Sequence[int]) -> None:
         """Roll by clone: only the frames at these places of the order stay."""
@@ -76,7 +107,7 @@ class NaiveLayer:
 class NaiveCache:
     """Stands in for FrameKVCache (same constructor)."""
 
-    def __init__(self, policy: Policy, *, layers: int, batch: int, rotary: Rotary, **_: Any) -> None:
+    def __init__(self, policy: Policy, *, layers: int, batch: int, rotary: Any, **_: Any) -> None:
         self.policy, self.batch, self.rotary = policy, batch, rotary
         self.tokens_per_frame = rotary.tokens_per_frame
         self.compress = isinstance(policy, ParticipativePolicy)
@@ -121,13 +152,15 @@ class NaiveCache:
         if self._recache is not None:
             plan = self._recache
             view = View(plan.keep, plan.kept_positions, plan.own_positions)
-            return NaiveView(view, *self.rotary.at(view.own_positions), start=self.open_block[0], skip=plan.store[0])
+            cos, sin = self.rotary.at(view.own_positions)
+            return NaiveView(view, cos, sin, start=self.open_block[0], skip=plan.store[0])
         if self.compress:
             view = View((), (), self.open_block)
         else:
             assert self._plan is not None
             view = self._plan.denoise if kind == "denoise" else self._plan.commit
-        return NaiveView(view, *self.rotary.at(view.own_positions), start=self.open_block[0])
+        cos, sin = self.rotary.at(view.own_positions)
+        return NaiveView(view, cos, sin, start=self.open_block[0])
 
     def commit(self) -> None:
         for layer in self.layers:
@@ -181,13 +214,6 @@ class NaiveTokens:
         self.block: int | None = None
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def _rotate(self, keys: Tensor, positions: Tensor, places: Tensor) -> Tensor:
-        """Every token at its own position."""
-        t = self.cache.rotary.tokens_per_frame
-        unique, index = torch.unique(positions, return_inverse=True)
-        tables = (x.reshape(len(unique), t, 1, -1)[index, places] for x in self.cache.rotary.at(unique.tolist()))
-        return self.cache.rotary.apply(keys, *tables)
-
     def read(self, view: NaiveView, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         policy, t = self.policy, self.cache.rotary.tokens_per_frame
         assert isinstance(policy, ParticipativePolicy)
@@ -203,7 +229,7 @@ class NaiveTokens:
         values = value if self.values is None else torch.cat([self.values, value], dim=1)
         positions, places = torch.cat([self.positions, positions], dim=1), torch.cat([self.places, places], dim=1)
         if view.start != self.block and policy.triggers(cached, own, t):
-            rotated = self._rotate(keys, positions, places)
+            rotated = rotate_tokens(keys, positions, places, self.cache.rotary)
             keep = policy.keep(cached, own, self.queries.shape[1], t)
             counts = torch.cat([self.counts, torch.zeros(key.shape[0], own, dtype=torch.long)], dim=1)
             kept = torch.stack([self._choose(rotated[b], counts[b], b, keep) for b in range(key.shape[0])])
@@ -225,7 +251,7 @@ class NaiveTokens:
             self.keys, self.values = keys[:, :old], values[:, :old]
             self.positions, self.places, self.counts = positions[:, :old], places[:, :old], counts[:, :old]
         self.block = view.start
-        return self._rotate(keys, positions, places), values
+        return rotate_tokens(keys, positions, places, self.cache.rotary), values
 
     def _choose(self, rotated: Tensor, counts: Tensor, sample: int, keep: Any) -> Tensor:
         """Indices that stay: sink, the top candidates below the reuse limit, recent."""
