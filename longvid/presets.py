@@ -103,7 +103,8 @@ def resolve_method(
         method: name of a preset, or a ready method.
         model_defaults: entries of model_index.json; those of ``MODEL_DEFAULTS`` that are not None count; of them only
             ``shift`` and ``guidance_scale`` reach a "fifo" schedule, whose blocks, levels and solver are its own;
-            ``train_frames`` is its ``window_frames`` unless the preset names them.
+            ``train_frames`` is its ``window_frames`` unless the preset names them, and what the mapping ``fifo`` holds
+            comes last.
         overrides: nested values such as ``{"cache": {"window": 12}}``.
 
     Raises:
@@ -112,9 +113,16 @@ def resolve_method(
     preset = load_method(method) if isinstance(method, str) else method
     given = {key: value for key in MODEL_DEFAULTS if (value := (model_defaults or {}).get(key)) is not None}
     if preset.schedule.kind == "fifo":
-        given = {key: value for key, value in given.items() if key in ("shift", "guidance_scale")}
-        if preset.schedule.window_frames is None and (model_defaults or {}).get("train_frames"):
-            given["window_frames"] = (model_defaults or {})["train_frames"]
+        given = _fifo_defaults(preset, model_defaults or {})
     plain = merge(to_mapping(preset), {"schedule": given})
     resolved: MethodConfig = from_mapping(MethodConfig, merge(plain, overrides or {}))
     return resolved
+
+
+def _fifo_defaults(preset: MethodConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model folder says about a queue: how it was trained decides the window, and how many levels of noise a
+    window may span."""
+    given = {key: model[key] for key in ("shift", "guidance_scale") if model.get(key) is not None}
+    if preset.schedule.window_frames is None and model.get("train_frames"):
+        given["window_frames"] = model["train_frames"]
+    return given | dict(model.get("fifo") or {})

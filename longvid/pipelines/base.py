@@ -66,7 +66,8 @@ class LongVideoPipeline(DiffusionPipeline):
 
     The other arguments are the model's own sampling defaults (None: not given, the method's count). They are written
     to model_index.json and overrule the method; explicit call arguments overrule them. train_frames: latent frames of
-    the clips it was trained on. height, width: pixels. fps: of the videos.
+    the clips it was trained on. height, width: pixels. fps: of the videos. fifo: ScheduleConfig values for "fifo"
+    schedules alone.
     """
 
     method_name: ClassVar[str] = "self-forcing"
@@ -90,6 +91,7 @@ class LongVideoPipeline(DiffusionPipeline):
         train_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        fifo: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -105,6 +107,7 @@ class LongVideoPipeline(DiffusionPipeline):
             train_frames=train_frames,
             height=height,
             width=width,
+            fifo=None if fifo is None else dict(fifo),
         )
         self._method: str | MethodConfig = self.method_name
         self._overrides: Mapping[str, Any] | None = None

@@ -40,6 +40,17 @@ def test_the_model_s_own_numbers_reach_the_queue(make_tiny_pipe: Any) -> None:
     assert make_tiny_pipe("fifo", train_frames=None).method.schedule.guidance_scale == 5.0
 
 
+def test_a_model_folder_may_say_how_its_queue_is_made(make_tiny_pipe: Any, tmp_path: Any) -> None:
+    own = {"window_frames": 5, "num_partitions": 1, "context": "clean"}
+    make_tiny_pipe("fifo", **SMALL, fifo=own).save_pretrained(tmp_path)
+    for name in ("fifo", "ouroboros"):
+        schedule = longvid.load(tmp_path, method=name, device="cpu").method.schedule
+        assert (schedule.window_frames, schedule.num_partitions, schedule.context) == (5, 1, "clean")
+    assert longvid.load(tmp_path, method="self-forcing", device="cpu").method.schedule.window_frames is None
+    with pytest.raises(longvid.InputError, match="window_frame"):
+        longvid.load(tmp_path, method="fifo", device="cpu", overrides={"schedule": {"window_frame": 3}})
+
+
 def test_stream_and_call_agree_and_frames_stream_out_one_latent_at_a_time(pipe: Any) -> None:
     chunks = list(pipe.stream(PROMPT, num_frames=17, seed=0))
     assert [c.frames.shape[0] for c in chunks] == [1, 4, 4, 4, 4]
