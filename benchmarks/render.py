@@ -11,31 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from record import ROOT, Record
 
-PROMPT = "a red ball bounces over green hills"
-
-
-def summary(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
-    """Median, 95th percentile (nearest rank) and the values themselves."""
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
-    return {
-        "median": round(statistics.median(ordered), digits),
-        "p95": round(p95, digits),
-        "runs": [round(value, digits) for value in values],
-    }
+from longvid.bench_cli import PROMPT, measure_speed, measure_stages, summary
 
 
 def import_seconds(runs: int) -> dict[str, Any]:
@@ -47,63 +33,7 @@ def import_seconds(runs: int) -> dict[str, Any]:
 def load(arguments: argparse.Namespace) -> Any:
     import longvid
 
-    pipe = longvid.load(arguments.model, arguments.method, device=arguments.device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def speed(pipe: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Renders to a file: seconds, multiples of real time, and the first frame."""
-    walls, firsts = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for run in range(arguments.warm_up + arguments.runs):
-            begun = time.perf_counter()
-            done = pipe.render(PROMPT, Path(folder) / f"{run}.mp4", seconds=arguments.seconds, seed=run)
-            if run >= arguments.warm_up:
-                walls.append(time.perf_counter() - begun)
-                firsts.append(_first_frame(pipe, run))
-    return {
-        "video_seconds": arguments.seconds,
-        "frames": done.frames,
-        "render_seconds": summary(walls),
-        "times_real_time": summary([arguments.seconds / wall for wall in walls], 2),
-        "frames_per_second": summary([done.frames / wall for wall in walls], 1),
-        "first_frame_seconds": summary(firsts),
-    }
-
-
-def _first_frame(pipe: Any, seed: int) -> float:
-    """Seconds from the call to the first decoded frames."""
-    begun = time.perf_counter()
-    next(iter(pipe.stream(PROMPT, seconds=10, seed=seed)))
-    return time.perf_counter() - begun
-
-
-def stages(pipe: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of one render of each stage by itself, one after the other."""
-    from longvid.media.writer import open_writer
-    from longvid.models.vae_stream import streaming_decoder
-    from longvid.pipelines.base import to_uint8
-
-    begun = time.perf_counter()
-    blocks = [block.latents for block in pipe.rollout(PROMPT, seconds=arguments.seconds, seed=0)]
-    denoised = time.perf_counter()
-    decoder = streaming_decoder(pipe.vae)
-    pieces = [to_uint8(decoder.decode(latents.to(pipe.vae.dtype)))[0] for latents in blocks]
-    decoded = time.perf_counter()
-    height, width = pieces[0].shape[1:3]
-    with tempfile.TemporaryDirectory() as folder:
-        writer = open_writer(Path(folder) / "clip.mp4", width=width, height=height, fps=pipe.fps)
-        for piece in pieces:
-            writer.append(piece)
-        writer.finish()
-    written = time.perf_counter()
-    return {
-        "denoise_seconds": round(denoised - begun, 3),
-        "decode_seconds": round(decoded - denoised, 3),
-        "encode_and_write_seconds": round(written - decoded, 3),
-        "decode_frames_per_second": round(sum(len(piece) for piece in pieces) / (decoded - denoised), 1),
-    }
+    return longvid.load(arguments.model, arguments.method, device=arguments.device)
 
 
 def same_frames(pipe: Any) -> bool:
@@ -163,8 +93,8 @@ def main() -> None:
     pipe = load(arguments)
     figures["load_seconds"] = round(time.perf_counter() - begun, 3)
     method = pipe.method
-    figures["speed"] = speed(pipe, arguments)
-    figures["stages"] = stages(pipe, arguments)
+    figures["speed"] = measure_speed(pipe, arguments.seconds, runs=arguments.runs, warm_up=arguments.warm_up)
+    figures["stages"] = measure_stages(pipe, arguments.seconds)
     figures["stream_equals_render"] = same_frames(pipe)
     if not arguments.no_memory:
         figures["memory"] = memory(arguments)

@@ -282,6 +282,21 @@ def test_env_and_version(run: Any) -> None:
     assert run("--version")[:2] == (0, longvid.__version__ + "\n")
 
 
+def test_bench_measures_and_prints(run: Any, tiny_model_folder: Path) -> None:
+    import json
+
+    arguments = ("bench", "--model", tiny_model_folder, "-s", 2, "--runs", 2, "--method", "self-forcing")
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["speed"]["frames"] == 32
+    assert len(figures["speed"]["render_seconds"]["runs"]) == 2
+    assert figures["speed"]["times_real_time"]["median"] > 0
+    assert min(figures["stages"].values()) > 0
+    assert "x real time" in run(*arguments)[1]
+    assert run("bench", "--runs", 0)[0] == 2
+
+
 def test_typing_errors_do_not_wait_for_torch() -> None:
     code = (
         "import sys\nfrom longvid.cli import main\n"

@@ -37,7 +37,7 @@ RENDER = [
     *("--method", "--model", "--negative-prompt", "--out", "--overwrite", "--prompts-file", "--quiet", "--resume"),
     *("--seconds", "--seed", "--set", "--video", "--width", "-m", "-o", "-q", "-s", "prompt"),
 ]
-COMMANDS = {"render", "serve", "eval", "convert", "methods", "env"}
+COMMANDS = {"render", "serve", "eval", "bench", "convert", "methods", "env"}
 
 
 def command(name: str) -> Any:
