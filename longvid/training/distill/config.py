@@ -106,10 +106,13 @@ class StudentConfig:
         if high > self.clip_frames:
             rule = f"must exceed frames_per_block={n}: a longer rollout's first judged block is left out of the loss"
             require(self.clip_frames > n, "clip_frames", self.clip_frames, rule)
+        if self.rolling_share:
+            rule = f"must be {len(self.steps) * n} frames or more: a rolling window holds a block a step"
+            require(low >= len(self.steps) * n, "rollout_frames", self.rollout_frames, rule)
         self._pair("betas")
         for name in ("batch_size", "accumulate", "generator_every"):
             whole(name, getattr(self, name), 1)
-        for name in ("critic_warmup", "ema_start"):
+        for name in ("critic_warmup", "ema_start", "seed"):
             whole(name, getattr(self, name), 0)
         for name in ("learning_rate", "critic_learning_rate", "weight_decay", "guidance", "reward_beta", "clip_norm"):
             finite(name, getattr(self, name), 0)
@@ -173,7 +176,8 @@ def student_config(
     }
     if kind == "rolling-forcing":
         # 27 frames, half of the passes rolling; lr 1.5e-6 (released configuration).
-        values |= {"rollout_frames": [clip, clip + 2 * n], "rolling_share": 0.5, "learning_rate": 1.5e-6}
+        shortest = max(clip, len(method.schedule.steps) * n)  # a window of as many blocks as steps
+        values |= {"rollout_frames": [shortest, shortest + 2 * n], "rolling_share": 0.5, "learning_rate": 1.5e-6}
     elif kind == "reward-forcing":
         values |= {"reward": "motion"}
     config: StudentConfig = from_mapping(StudentConfig, merge(values, overrides or {}))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from longvid.errors import InputError
+
+logger = logging.getLogger("longvid")
 
 
 class Prompts(Protocol):
@@ -50,7 +53,14 @@ def find_prompts(path: Path | None, text_encoder: Any) -> Prompts:
     from longvid.models.captions import CaptionEncoder
 
     if path is not None:
-        return FilePrompts(path)
+        prompts = FilePrompts(path)
+        if isinstance(text_encoder, CaptionEncoder):
+            unread = [line for line in prompts.lines if text_encoder.report(line).message()]
+            if unread:
+                logger.warning(
+                    "%d of %d prompts are not fully read, first: %r", len(unread), len(prompts.lines), unread[0]
+                )
+        return prompts
     if isinstance(text_encoder, CaptionEncoder):
         return WorldPrompts()
     raise InputError("prompts: not given, and this model has no world of its own; give a text file, one prompt a line")

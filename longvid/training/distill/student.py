@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from longvid.errors import InputError
-from longvid.pipelines.loading import load, model_folder
+from longvid.errors import InputError, OutputError
+from longvid.models.folder import model_folder
+from longvid.pipelines.loading import load
+from longvid.pipelines.text import embed_prompts
 from longvid.training.distill.config import StudentConfig
 
 LOG = "distillation.jsonl"
+Transformer = Any  # diffusers' WanTransformer3DModel, whose base classes type checkers do not see
 
 
 @dataclass(slots=True)
@@ -28,15 +31,14 @@ class Parts:
     """
 
     pipe: Any
-    student: WanTransformer3DModel
-    critic: WanTransformer3DModel
-    teacher: WanTransformer3DModel
+    student: Transformer
+    critic: Transformer
+    teacher: Transformer
     folder: Path
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Prompt embeddings [B, T, text_dim]."""
-        embeds: Tensor = self.pipe.encode_prompt(prompts)[0]
-        return embeds
+        return embed_prompts(self.pipe, prompts, quiet=True)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """(C, h, w) for a size in pixels, the model's own where it is None.
@@ -44,18 +46,22 @@ class Parts:
         Raises InputError for a size that the VAE and the patch do not divide.
         """
         facts = self.pipe._facts
-        patch = self.student.config.patch_size[1]  # type: ignore[attr-defined]
+        patch = self.student.config.patch_size[1]
         shape = []
         for name, size in (("height", height or facts.height), ("width", width or facts.width)):
             if size < 1 or size % facts.spatial:
                 near = max(1, round(size / facts.spatial)) * facts.spatial
                 raise InputError(f"{name}={size}: must be a multiple of {facts.spatial}; nearest {near}")
             shape.append(size // facts.spatial * patch)
-        return self.student.config.in_channels, shape[0], shape[1]  # type: ignore[attr-defined]
+        return self.student.config.in_channels, shape[0], shape[1]
 
 
 def load_parts(
-    model: str | Path, *, initial: str | Path | None = None, teacher: str | Path | None = None, method: str | None = None
+    model: str | Path,
+    *,
+    initial: str | Path | None = None,
+    teacher: str | Path | None = None,
+    method: str | None = None,
 ) -> Parts:
     """Read a base and make student, critic and teacher of it, all float32 on the CPU.
 
@@ -80,23 +86,34 @@ def load_parts(
     for name, other in (("teacher", real), ("initial", student)):
         for key in ("in_channels", "patch_size", "text_dim"):
             mine, theirs = base.config[key], other.config[key]
-            if (tuple(mine) if isinstance(mine, list) else mine) != (tuple(theirs) if isinstance(theirs, list) else theirs):
+            if (tuple(mine) if isinstance(mine, list) else mine) != (
+                tuple(theirs) if isinstance(theirs, list) else theirs
+            ):
                 raise InputError(f"{name}: its transformer has {key}={theirs}, the model {mine}; they must agree")
     critic = copy.deepcopy(real).requires_grad_(True)
     return Parts(pipe, student.requires_grad_(True).eval(), critic.eval(), real.requires_grad_(False).eval(), folder)
 
 
-def _transformer(model: str | Path) -> WanTransformer3DModel:
-    return load(model, device="cpu", dtype=torch.float32).transformer  # type: ignore[no-any-return]
+def _transformer(model: str | Path) -> Transformer:
+    return load(model, device="cpu", dtype=torch.float32).transformer
 
 
 def export_student(
-    parts: Parts, weights: dict[str, Tensor], config: StudentConfig, out: Path, log: Path | None = None
+    parts: Parts,
+    weights: Mapping[str, Tensor],
+    config: StudentConfig,
+    out: Path,
+    *,
+    log: Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a student as a model folder: the base's folder with other transformer weights and sampling defaults.
 
     The transformer keeps the dtype that the base has on disk. The folder appears whole or not at all.
+
+    Raises OutputError when `out` exists, unless it is to be overwritten and is a model folder.
     """
+    check_out(out, overwrite)
     partial = out.with_name(out.name + ".part")
     if partial.exists():
         shutil.rmtree(partial)
@@ -121,6 +138,14 @@ def export_student(
         shutil.rmtree(out)
     partial.rename(out)
     return out
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise OutputError unless a student may be written to `out`."""
+    if out.exists() and not overwrite:
+        raise OutputError(f"out={str(out)!r}: exists; give another folder, or --overwrite")
+    if out.exists() and not (out / "model_index.json").is_file():
+        raise OutputError(f"out={str(out)!r}: is no model folder and will not be replaced; give another folder")
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
