@@ -220,7 +220,7 @@ def main() -> None:
                 f"{name:5} {method:16} {cached['median_s'] * 1e3:9.1f} ms a block "
                 f"({cached['median_process_s'] * 1e3:.1f} process), naive {naive['median_s'] * 1e3:9.1f} "
                 f"({naive['median_process_s'] * 1e3:.1f}): {row['speedup']:.2f}x; {cached['model_calls']} calls, cache "
-                f"writes {cached['cache_bytes_written'] / 1e6:.1f} MB (naive {naive['cache_bytes_written'] / 1e6:.1f}), "
+                f"writes {cached['cache_bytes_written'] / 1e6:.1f} MB ({naive['cache_bytes_written'] / 1e6:.1f}), "
                 f"allocates {cached['cache_tensors_allocated']} ({naive['cache_tensors_allocated']})",
                 flush=True,
             )

@@ -50,7 +50,7 @@ def rotate_tokens(x_BTND: Tensor, frames: Tensor, places: Tensor, rotary: Any) -
         frequencies = 10000.0 ** (-torch.arange(count, dtype=torch.float64, device=x_BTND.device) / count)
         angles.append(position.to(x_BTND.device, torch.float64)[..., None, None] * frequencies)
     turn = torch.cat(angles, dim=-1)
-    x = torch.view_as_complex(x_BTND.double().unflatten(-1, (-1, 2)))
+    x = torch.view_as_complex(x_BTND.double().reshape(*x_BTND.shape[:-1], pairs, 2))
     return torch.view_as_real(x * torch.polar(torch.ones_like(turn), turn)).flatten(-2).to(x_BTND.dtype)
 
 

@@ -56,7 +56,7 @@ class SelfAttentionProcessor:
 
     def __init__(self) -> None:
         self.store: LayerStore | None = None
-        self._stock = WanAttnProcessor()
+        self._stock: Any = WanAttnProcessor()  # type: ignore[no-untyped-call]
 
     def __call__(
         self,
@@ -68,7 +68,8 @@ class SelfAttentionProcessor:
     ) -> Tensor:
         if not isinstance(rotary_emb, AttentionCall):  # the transformer is used without a Denoiser
             self._stock._attention_backend = self._attention_backend
-            return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            plain: Tensor = self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return plain
         call = rotary_emb
         folded = hidden_states.shape
         if attn.fused_projections:
@@ -95,7 +96,8 @@ class SelfAttentionProcessor:
                 parallel_config=self._parallel_config,
             )
         hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
-        return attn.to_out[1](attn.to_out[0](hidden_states))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](hidden_states))
+        return projected
 
 
 class TextAttentionProcessor:
@@ -111,7 +113,7 @@ class TextAttentionProcessor:
     def __init__(self) -> None:
         self.text: tuple[Tensor, Tensor] | None = None
         self.parts: list[tuple[int, tuple[Tensor, Tensor]]] | None = None
-        self._stock = WanAttnProcessor()
+        self._stock: Any = WanAttnProcessor()  # type: ignore[no-untyped-call]
 
     @staticmethod
     def keys_values(attn: Any, text_BLC: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +134,8 @@ class TextAttentionProcessor:
     ) -> Tensor:
         if self.text is None:
             self._stock._attention_backend = self._attention_backend
-            return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            plain: Tensor = self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return plain
         key, value = self.text
         folded = hidden_states.shape
         query = attn.norm_q(attn.to_q(hidden_states)).reshape(key.shape[0], -1, *key.shape[2:])
@@ -149,7 +152,8 @@ class TextAttentionProcessor:
                 dim=1,
             )
         hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
-        return attn.to_out[1](attn.to_out[0](hidden_states))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](hidden_states))
+        return projected
 
 
 def block_causal_mask(block_sizes: list[int], tokens_per_frame: int, window: int = -1) -> Tensor:

@@ -116,7 +116,8 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.patch_embedding.weight.dtype
+        dtype: torch.dtype = self.transformer.patch_embedding.weight.dtype
+        return dtype
 
     def rotary(self, height: int, width: int) -> RotaryTables:
         """The tables of a latent size. Raises ValueError when the patch does not divide it."""
@@ -157,10 +158,10 @@ class Denoiser:
             raise ValueError(f"prompt_embeds: shape {tuple(embeds.shape)} must be [batch, tokens, {self.text_dim}]")
         model = self.transformer
         text = model.condition_embedder.text_embedder(embeds.to(model.patch_embedding.weight.device, self.dtype))
-        layers = [
-            tuple(x.to(self.device) for x in TextAttentionProcessor.keys_values(block.attn2, text))
-            for block in model.blocks
-        ]
+        layers = []
+        for block in model.blocks:
+            key, value = TextAttentionProcessor.keys_values(block.attn2, text)
+            layers.append((key.to(self.device), value.to(self.device)))
         return TextContext(layers, embeds.detach(), branches=1 if negative_embeds is None else 2)
 
     # ---------------------------------------------------------------- model calls
@@ -249,7 +250,7 @@ class Denoiser:
         try:
             # The text lies ready in the processors; the stock text MLP gets zero tokens.
             nothing = folded.new_empty(1, 0, self.text_dim)
-            velocity = self.transformer(folded, timesteps, nothing, return_dict=False)[0]
+            velocity: Tensor = self.transformer(folded, timesteps, nothing, return_dict=False)[0]
         finally:
             self._rope.call = None
             for processor in self._text:

@@ -225,7 +225,7 @@ def _frames(schedule: Any, seconds: Any, num_frames: Any, endless: bool, facts: 
         if endless:
             return None
         raise InputError("seconds=None: give seconds or num_frames, or write the length into the prompt: 'prompt[10s]'")
-    return max(1, round(schedule.length(seconds) * facts.fps))
+    return max(1, round(float(schedule.length(seconds)) * facts.fps))
 
 
 def _grid(method: MethodConfig, given_frames: int) -> BlockGrid:

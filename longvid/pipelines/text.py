@@ -30,7 +30,8 @@ def embed_prompts(pipe: Any, prompts: list[str], quiet: bool = False) -> Tensor:
             for prompt in dict.fromkeys(prompts):
                 if message := encoder.report(prompt).message():
                     logger.warning("prompt %r: %s", prompt if len(prompt) < 80 else prompt[:77] + "...", message)
-        return encoder.encode(prompts)
+        captions: Tensor = encoder.encode(prompts)
+        return captions
     # The stock pipeline's own encoding: cleaned, padded to a fixed length, rows past the prompt set to zero.
     embeds: Tensor = WanPipeline._get_t5_prompt_embeds(
         pipe, prompt=prompts, max_sequence_length=WAN_TEXT_TOKENS, device=pipe._execution_device
