@@ -305,7 +305,8 @@ def test_sigkill_leaves_a_file_that_plays_and_goes_on(tiny_model_folder: Path, t
         "import sys, torch, longvid\ntorch.set_num_threads(1)\n"
         "pipe = longvid.load(sys.argv[1], method='deep-forcing', device='cpu')\n"
         "def tell(p):\n    print(p.block, flush=True)\n"
-        f"result = pipe.render({PROMPT!r}, sys.argv[2], seconds=12, seed=1, resume=True, snapshot_every=2, progress=tell)\n"
+        "settings = dict(seconds=12, seed=1, resume=True, snapshot_every=2, progress=tell)\n"
+        f"result = pipe.render({PROMPT!r}, sys.argv[2], **settings)\n"
         "print('resumed', result.resumed_blocks)\n"
     )
 
