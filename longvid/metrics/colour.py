@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvid.metrics.frames import View, check_fps, check_frames, hue, luma, saturation
+from longvid.metrics.frames import View, check_fps, check_frames, hue, saturation
 from longvid.metrics.series import SEGMENT_SECONDS
 
 HUE_BINS = 180
-SAMPLE_RATE = 8.0  # hue histograms a second
+SAMPLE_RATE = 4.0  # hue histograms a second
 LOOKS = (
     "brightness",
     "contrast",
@@ -73,11 +73,11 @@ def looks(view: View) -> dict[str, float]:
 
 def laplacian(view: View) -> np.ndarray:
     """4-neighbour Laplacian of full-resolution luma, at every ``view.factor``-th pixel of every such row: float32."""
-    f, k = view.full, view.factor
-    height, width = f.shape[:2]
+    k = view.factor
+    height, width = view.full.shape[:2]
 
     def at(row: int, col: int) -> np.ndarray:
-        return luma(f[1 + row : height - 1 + row : k, 1 + col : width - 1 + col : k])
+        return view.luma_at(slice(1 + row, height - 1 + row, k), slice(1 + col, width - 1 + col, k))
 
     curvature: np.ndarray = at(-1, 0) + at(1, 0) + at(0, -1) + at(0, 1) - 4 * at(0, 0)
     return curvature
@@ -89,9 +89,9 @@ def blockiness(view: View, grid: int = 8) -> float:
     Rows and columns are read at full resolution, every ``view.factor``-th of them. 1 means no lattice, and is what a
     flat frame gives.
     """
-    f, k = view.full, view.factor
+    thin, whole = slice(None, None, view.factor), slice(None)
     edge, other, edges, others = 0.0, 0.0, 0, 0
-    for rows in (luma(f[::k]), luma(f[:, ::k]).T):
+    for rows in (view.luma_at(thin, whole), view.luma_at(whole, thin).T):
         step = np.abs(np.diff(rows, axis=1)).sum(axis=0, dtype=np.float64)
         on = np.arange(1, len(step) + 1) % grid == 0
         edge, other = edge + step[on].sum(), other + step[~on].sum()
@@ -101,7 +101,7 @@ def blockiness(view: View, grid: int = 8) -> float:
 
 
 class HueMeter:
-    """Hue histograms of the first ``seconds`` of a stream and of its last, taken 8 times a second; keeps no more."""
+    """Hue histograms of the first ``seconds`` of a stream and of its last, taken 4 times a second; keeps no more."""
 
     def __init__(self, fps: float, *, seconds: float = SEGMENT_SECONDS) -> None:
         self._step = max(1, round(check_fps(fps) / SAMPLE_RATE))

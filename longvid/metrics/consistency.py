@@ -145,7 +145,7 @@ class LoopMeter:
         self._fps, self._near, self._still = check_fps(fps), near, still
         self._start = max(1, round(start_seconds * fps))
         self._every = -(-self._start // 64)  # at most 64 thumbnails of the start
-        self._early = np.zeros((-(-self._start // self._every), THUMB_SIDE, THUMB_SIDE), dtype=np.float32)
+        self._early = np.zeros((-(-self._start // self._every), THUMB_SIDE**2), dtype=np.int16)
         self._hold: deque[float] = deque(maxlen=max(1, round(hold_seconds * fps)))
         self._bins = Bins(1, self._hold.maxlen or 1, reduce="min")
         self._usual = Bins(1, self._hold.maxlen or 1)
@@ -153,12 +153,12 @@ class LoopMeter:
 
     def update(self, view: View) -> float | None:
         """Add one frame; its distance to the start in grey levels, or None while the start lasts."""
-        distance = None
+        distance, thumb = None, np.rint(view.thumb).astype(np.int16).ravel()  # small integers: four times as fast
         if self._frames < self._start:
             if self._frames % self._every == 0:
-                self._early[self._frames // self._every] = view.thumb
+                self._early[self._frames // self._every] = thumb
         else:
-            distance = float(np.abs(self._early - view.thumb).mean(axis=(1, 2)).min())
+            distance = float(np.abs(self._early - thumb).sum(axis=1, dtype=np.int32).min() / thumb.size)
             self._hold.append(distance)
             self._usual.update(np.array([distance]))
             # The mean over the hold must be small, so that one frame passing by is no event.

@@ -75,6 +75,10 @@ class View:
         """Rec. 601 luma of ``rgb``: float32 [h, w], 0-255."""
         return luma(self.rgb)
 
+    def luma_at(self, rows: slice, cols: slice) -> np.ndarray:
+        """Luma of some rows and columns of the full frame: float32."""
+        return self.luma[rows, cols] if self.factor == 1 else luma(self.full[rows, cols])
+
     @cached_property
     def gray(self) -> np.ndarray:
         """``luma`` rounded to uint8 [h, w]."""
