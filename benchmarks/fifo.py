@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.record import Record
 from longvid.models.taps import last_third
 from longvid.models.window_denoiser import WindowDenoiser
-from longvid.pipelines.diagonal import Additions, DiagonalRoll, RollPrompt
+from longvid.pipelines.diagonal import DiagonalRoll, RollPrompt
+from longvid.pipelines.fifo_settings import Additions
 from longvid.pipelines.guidance import SelfRecurrentGuidance
 from longvid.pipelines.noise import noise_for
 from longvid.pipelines.schedules.fifo import FifoSchedule

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,13 +24,11 @@ from torch import Tensor
 from longvid.errors import InputError
 from longvid.models.denoiser import TextContext
 from longvid.models.window_denoiser import WindowDenoiser, gather_text, split_branches
-from longvid.pipelines.guidance import SelfRecurrentGuidance
+from longvid.pipelines.fifo_settings import Additions
 from longvid.pipelines.queue import LatentQueue, run_first_clip
 from longvid.pipelines.schedules.fifo import FifoSchedule, Window
 from longvid.pipelines.solvers import FlowSolver, classifier_free_guidance
-from longvid.pipelines.subject import SubjectAttention
 from longvid.pipelines.subject_follower import SubjectFollower
-from longvid.pipelines.tail import CoherentTail
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +49,6 @@ class RollPrompt:
     text: TextContext
     positions: tuple[tuple[int, ...], ...] = ()
     subject: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Additions:
-    """Ouroboros-Diffusion's three parts, each by itself."""
-
-    tail: CoherentTail | None = None
-    subject: SubjectAttention = field(default_factory=SubjectAttention)
-    guidance: SelfRecurrentGuidance = field(default_factory=SelfRecurrentGuidance)
-
-    @property
-    def follows_subject(self) -> bool:
-        """Whether the subject has to be found at all."""
-        return self.subject.mode != "none" or self.guidance.strength > 0
 
 
 class DiagonalRoll:

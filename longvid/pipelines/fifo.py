@@ -8,85 +8,17 @@ from typing import Any
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from longvid.config import MethodConfig, ScheduleConfig
-from longvid.errors import InputError
-from longvid.models.subject_words import check_words, find_subject, words_in
+from longvid.models.subject_words import find_subject
 from longvid.models.taps import last_third
 from longvid.models.window_denoiser import WindowDenoiser
-from longvid.presets import merge, resolve_method
 
 from .base import LongVideoPipeline
-from .diagonal import Additions, RollPrompt
-from .fifo_rollout import FifoRollout, FifoSettings
-from .guidance import SelfRecurrentGuidance
+from .diagonal import RollPrompt
+from .fifo_rollout import FifoRollout
+from .fifo_settings import FifoSettings, fifo_settings
 from .noise import SeededNoise
-from .request import Request, resolve
+from .request import Request
 from .rollout import StepHook
-from .schedules.fifo import FifoSchedule, check_steps
-from .subject import SubjectAttention
-from .tail import CoherentTail
-
-WAN_TRAIN_FRAMES = 21
-"""Latent frames of the clips that Wan was trained on (81 pictures), for model folders that do not say."""
-
-
-def fifo_schedule(config: ScheduleConfig) -> FifoSchedule:
-    """The queue that a ScheduleConfig describes.
-
-    Raises:
-        InputError: a queue that cannot be.
-    """
-    if config.kind != "fifo":
-        raise InputError(f"schedule.kind={config.kind!r}: must be 'fifo' here")
-    if config.frames_per_block != 1:
-        raise InputError(
-            f"schedule.frames_per_block={config.frames_per_block}: frames leave a queue one at a time; use 1"
-        )
-    return FifoSchedule(
-        window_frames=config.window_frames or WAN_TRAIN_FRAMES,
-        num_partitions=config.num_partitions,
-        lookahead=config.lookahead,
-        shift=config.shift,
-        context=config.context,
-        init=config.init,
-    )
-
-
-def fifo_settings(method: MethodConfig) -> FifoSettings:
-    """How a method rolls.
-
-    Raises:
-        InputError: a combination that cannot be.
-    """
-    config = method.schedule
-    if method.attention.kind != "dense":
-        raise InputError(
-            f"attention={method.attention.kind!r}: the windows of a queue run dense attention; leave it out"
-        )
-    tail = None
-    if config.tail_gain:
-        tail = CoherentTail(
-            gain=config.tail_gain, cutoff=config.tail_cutoff, retain=config.tail_retain, kind=config.tail_filter
-        )
-    return FifoSettings(
-        schedule=fifo_schedule(config),
-        solver=config.sampler,
-        eta=config.eta,
-        guidance_scale=config.guidance_scale,
-        additions=Additions(
-            tail=tail,
-            subject=SubjectAttention(
-                mode=config.subject_attention, sink=config.subject_sink, recent=config.subject_recent
-            ),
-            guidance=SelfRecurrentGuidance(
-                strength=config.memory_guidance,
-                decay=config.memory_decay,
-                every=config.memory_every,
-                form=config.memory_form,
-            ),
-        ),
-        window_batch=config.window_batch,
-    )
 
 
 class FifoPipeline(LongVideoPipeline):
@@ -97,30 +29,6 @@ class FifoPipeline(LongVideoPipeline):
 
     method_name = "fifo"
     _windowed: WindowDenoiser | None = None
-
-    def check_inputs(self, prompt: str | Sequence[str], **arguments: Any) -> Request:
-        """As the base class; ``num_inference_steps`` must be a multiple of the window's frames and sets the number of
-        partitions. Subject words must be in the prompt."""
-        method, overrides = arguments.pop("method", None) or self._method, self._overrides
-        defaults = self._facts.defaults if isinstance(method, str) else None
-        config = resolve_method(method, model_defaults=defaults, overrides=overrides).schedule
-        if config.kind != "fifo":
-            return super().check_inputs(prompt, method=method, **arguments)
-        steps = arguments.pop("num_inference_steps", None)
-        if steps is not None:
-            schedule = fifo_schedule(config)
-            whole = isinstance(steps, int) and not isinstance(steps, bool)
-            if not whole or steps < 1 or steps % schedule.window_frames:
-                check_steps(schedule, steps)
-            else:
-                partitions = {"schedule": {"num_partitions": steps // schedule.window_frames}}
-                overrides = merge(overrides or {}, partitions)
-        request = resolve(method, self._facts, prompt, overrides=overrides, **arguments)
-        settings = fifo_settings(request.method)
-        if settings.additions.follows_subject:
-            spoken = [*request.prompts, *(switch.text for switch in request.switches)]
-            _check_subject_words(spoken, request.method.schedule.subject_words)
-        return request
 
     def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: str) -> Any:
         if request.method.schedule.kind != "fifo":
@@ -174,12 +82,3 @@ class FifoPipeline(LongVideoPipeline):
             for text in texts
         ]
         return RollPrompt(context, tuple(f.positions for f in found), found[0].words)
-
-
-def _check_subject_words(prompts: Sequence[str], words: Sequence[str]) -> None:
-    for prompt in prompts:
-        if words and not words_in(prompt, words):
-            check_words(prompt, tuple(words))
-    spoken = " ".join(prompts)
-    for word in words:
-        check_words(spoken, (word,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import insort_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -18,37 +18,11 @@ from torch import Tensor
 from longvid.errors import InputError
 from longvid.models.denoiser import TextContext
 from longvid.models.window_denoiser import WindowDenoiser
-from longvid.pipelines.diagonal import Additions, DiagonalRoll, RollPrompt
+from longvid.pipelines.diagonal import DiagonalRoll, RollPrompt
+from longvid.pipelines.fifo_settings import FifoSettings
 from longvid.pipelines.noise import NoiseSource
 from longvid.pipelines.rollout import LatentBlock, StepHook
-from longvid.pipelines.schedules.fifo import FifoSchedule
 from longvid.pipelines.solvers import FlowSolver
-from longvid.pipelines.subject import check_bank
-
-
-@dataclass(frozen=True, kw_only=True)
-class FifoSettings:
-    """How a roll runs.
-
-    Attributes:
-        schedule: index rules of the queue.
-        solver: "ab2" or "euler".
-        eta: 0 deterministic, 1 ancestral (Euler only).
-        guidance_scale: of classifier-free guidance.
-        additions: Ouroboros-Diffusion's parts.
-        window_batch: windows of a model call at most, 0 is all of a pass.
-    """
-
-    schedule: FifoSchedule
-    solver: str = "ab2"
-    eta: float = 0.0
-    guidance_scale: float = 1.0
-    additions: Additions = field(default_factory=Additions)
-    window_batch: int = 0
-
-    def __post_init__(self) -> None:
-        FlowSolver(schedule=self.schedule, solver=self.solver, eta=self.eta)
-        check_bank(self.additions.subject, self.schedule)
 
 
 class _Part(NamedTuple):

@@ -110,7 +110,13 @@ def resolve(
         whole = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
         if not whole or not 1 <= num_inference_steps <= 1000:
             raise InputError(f"num_inference_steps={num_inference_steps!r}: must be a whole number from 1 to 1000")
-        asked["steps"] = list(even_steps(num_inference_steps))
+        if method.schedule.kind == "fifo":
+            from .fifo_settings import partitions_for
+
+            config = resolve_method(method, overrides=overrides).schedule if overrides else method.schedule
+            asked["num_partitions"] = partitions_for(config, num_inference_steps)
+        else:
+            asked["steps"] = list(even_steps(num_inference_steps))
     if guidance_scale is not None:
         asked["guidance_scale"] = guidance_scale
     changes = merge(overrides or {}, {"schedule": asked} if asked else {})
@@ -160,6 +166,10 @@ def resolve(
         grid=grid,
         fps=facts.fps,
     )
+    if method.schedule.kind == "fifo":
+        from .fifo_settings import check_fifo
+
+        check_fifo(method, [*request.prompts, *(switch.text for switch in switches)])
     if method.schedule.kind in ("chunk", "rolling"):
         rehearse(request)
         if method.attention.kind == "radial" and method.cache.policy == "participative":

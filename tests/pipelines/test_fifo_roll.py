@@ -7,7 +7,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from longvid.models.window_denoiser import WindowDenoiser
-from longvid.pipelines.diagonal import Additions, DiagonalRoll, RollPrompt
+from longvid.pipelines.diagonal import DiagonalRoll, RollPrompt
+from longvid.pipelines.fifo_settings import Additions
 from longvid.pipelines.guidance import SelfRecurrentGuidance
 from longvid.pipelines.schedules.fifo import FifoSchedule
 from longvid.pipelines.solvers import FlowSolver

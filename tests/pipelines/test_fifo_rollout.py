@@ -8,8 +8,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from longvid.models.window_denoiser import WindowDenoiser
-from longvid.pipelines.diagonal import Additions, RollPrompt
-from longvid.pipelines.fifo_rollout import FifoRollout, FifoSettings
+from longvid.pipelines.diagonal import RollPrompt
+from longvid.pipelines.fifo_rollout import FifoRollout
+from longvid.pipelines.fifo_settings import Additions, FifoSettings
 from longvid.pipelines.guidance import SelfRecurrentGuidance
 from longvid.pipelines.noise import SeededNoise
 from longvid.pipelines.schedules.fifo import FifoSchedule
