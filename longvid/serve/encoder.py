@@ -91,7 +91,9 @@ class H264Encoder:
             "tune": "zerolatency",
             "profile": "baseline",
             "crf": H264_CRF,
-            "x264-params": "annexb=1:repeat-headers=1:keyint=infinite:scenecut=0",
+            # Said out loud: players guess the colour matrix of untagged streams, and guess differently.
+            "x264-params": "annexb=1:repeat-headers=1:keyint=infinite:scenecut=0"
+            ":colorprim=bt709:transfer=bt709:colormatrix=bt709",
         }
         self._count = 0
 
@@ -100,7 +102,8 @@ class H264Encoder:
             raise ValueError("encode(): the encoder is closed")
         pictures = []
         for i, frame in enumerate(frames_THW3):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(format="yuv420p")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             picture.pts = self._count
             picture.pict_type = av.video.frame.PictureType.I if i == 0 else av.video.frame.PictureType.NONE
             self._count += 1

@@ -230,7 +230,7 @@ class PipelineTake:
         return int(held) + int(self._decoder.state_bytes)
 
     def make(self) -> MadeBlock | None:
-        from longvid.pipelines.base import to_uint8
+        from longvid.pipelines.output import to_uint8
 
         if self._rollout is None or self._cancel.is_set():
             raise Cancelled

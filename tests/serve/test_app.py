@@ -161,7 +161,9 @@ def process(tiny_model_folder: Path) -> Iterator[tuple[subprocess.Popen[str], st
     """`longvid serve` as users start it: the process and the address that it prints."""
     command = [sys.executable, "-m", "longvid", "serve", "--port", "0", "--model", str(tiny_model_folder)]
     command += ["--method", "streaming-llm", "--token", "auto"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as running:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as running:
         try:
             assert running.stdout is not None
             line = running.stdout.readline()

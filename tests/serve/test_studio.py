@@ -1,4 +1,4 @@
-"""The real pipeline behind the server: same frames as pipe.stream, several methods on one model, nothing left behind."""
+"""The real pipeline behind the server: the frames of pipe.stream, several methods on one model, nothing left behind."""
 
 from __future__ import annotations
 
