@@ -3,8 +3,9 @@
     python benchmarks/kernels_gpu.py --out benchmarks/results/kernels_gpu.json       (scripts/gpu_check.sh runs it)
 
 Attention: 12 heads of 128, bf16. Square radial masks at 480p (1,560 tokens a latent frame), and the autoregressive
-step: a three-frame block against cached frames. Dense is torch's scaled_dot_product_attention (FlashAttention there). "of_bound" compares the speed-up with 1/density, what skipping alone could
-give over the dense kernel. Cache kernels: gigabytes a second moved, against their plain twins.
+step: a three-frame block against cached frames. Dense is torch's scaled_dot_product_attention (FlashAttention there).
+"of_bound" compares the speed-up with 1/density, what skipping alone could give over the dense kernel. Cache kernels:
+gigabytes a second moved, against their plain twins.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def times(run: Callable[[], Any], device: torch.device, rounds: int, warm_up: in
 
 
 def attention(name: str, blocks: BlockCSR, options: Any, *, backward: bool) -> dict[str, Any]:
-    """Dense, flex and Triton on the same tensors, laid out as the transformer does: [B, L, N, D] seen as [B, N, L, D]."""
+    """Dense, flex and Triton on the same tensors, laid out as the transformer does: [B, L, N, D] seen [B, N, L, D]."""
     device, dtype = options.device, options.dtype
     generator = torch.Generator(device).manual_seed(0)
 

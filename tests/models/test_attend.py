@@ -1,0 +1,99 @@
+"""Radial attention on the cache: equal to one masked forward, and to itself when masked frames have left the cache."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from longvid.cache.policies import RadialPolicy, SlidingPolicy
+from longvid.config import AttentionConfig
+from longvid.errors import InputError
+from longvid.kernels.attention.naive import token_mask
+from longvid.kernels.radial import RadialSpec, radial_blocks, rollout_blocks
+from longvid.models.attend import attend_for
+from longvid.models.attention import AttentionCall
+from longvid.models.denoiser import Denoiser
+
+ROWS, COLUMNS, BLOCK = 4, 5, 2  # 20 tokens a frame: thinned from a distance of 16 frames on
+TOKENS = ROWS * COLUMNS
+FRAMES = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
+        ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return torch.randn(1, 4, FRAMES, 2 * ROWS, 2 * COLUMNS, generator=torch.Generator().manual_seed(1))
+
+
+def roll(model, latents, policy, attend):
+    """Velocity of every block at timestep 300, each committed as it is; [1, C, F, h, w], and the most frames held."""
+    denoiser = Denoiser(model, attend)
+    text = denoiser.encode_text(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(2)))
+    cache = denoiser.new_cache(policy, batch=1, height=2 * ROWS, width=2 * COLUMNS)
+    pieces, most = [], 0
+    with torch.no_grad():
+        for start in range(0, FRAMES, BLOCK):
+            cache.begin(start, BLOCK)
+            times = torch.full((BLOCK,), 300.0)
+            pieces.append(denoiser(latents[:, :, start : start + BLOCK], times, text, cache, "commit"))
+            cache.commit()
+            most = max(most, len(cache.resident))
+    return torch.cat(pieces, 2), most, denoiser, text
+
+
+def test_cached_blocks_equal_one_masked_forward(model, latents):
+    attend = attend_for(AttentionConfig(kind="radial", backend="gather"))
+    policy = SlidingPolicy(name="full", window=FRAMES, frames_per_block=BLOCK)
+    cached, _, denoiser, text = roll(model, latents, policy, attend)
+    spec = RadialSpec.for_grid(TOKENS, anchor="key")
+    mask = torch.zeros(FRAMES * TOKENS, FRAMES * TOKENS, dtype=torch.bool)
+    for start in range(0, FRAMES, BLOCK):
+        past = range(start + BLOCK)
+        rows = rollout_blocks(range(start, start + BLOCK), past, TOKENS, spec, dense_chunk=True)
+        mask[start * TOKENS : (start + BLOCK) * TOKENS, : len(past) * TOKENS] = token_mask(rows)[0]
+    with torch.no_grad():
+        whole = denoiser.full(latents, torch.full((FRAMES,), 300.0), text, mask=mask)
+    causal = np.tril(np.ones((FRAMES // BLOCK, FRAMES // BLOCK))).sum() * (BLOCK * TOKENS) ** 2
+    assert mask.sum() < 0.9 * causal  # the mask is sparser than block-causal, or the test would show nothing
+    assert (cached - whole).abs().max() < 1e-5
+
+
+def test_frames_that_left_the_cache_are_not_missed(model, latents):
+    """The radial policy frees what the radial mask hides: the same output from fewer frames."""
+    attend = attend_for(AttentionConfig(kind="radial", backend="gather"))
+    everything, held_all, *_ = roll(
+        model, latents, SlidingPolicy(name="full", window=FRAMES, frames_per_block=BLOCK), attend
+    )
+    freed, held, *_ = roll(model, latents, RadialPolicy(frames_per_block=BLOCK, sink=1), attend)
+    assert held_all == FRAMES
+    assert held < 32
+    assert (freed - everything).abs().max() < 1e-5
+
+
+def test_without_a_cache_the_published_square_mask_is_used():
+    config = AttentionConfig(kind="radial", backend="naive")
+    q, k, v = torch.randn(3, 1, FRAMES * TOKENS, 2, 12)
+    call = AttentionCall(1, None, None, tokens_per_frame=TOKENS)
+    out = attend_for(config)(q, k, v, call=call)
+    mask = token_mask(radial_blocks(FRAMES, TOKENS, RadialSpec.for_grid(TOKENS)))[0]
+    truth = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)
+    assert (out - truth.transpose(1, 2)).abs().max() < 1e-5
+
+
+def test_another_mask_is_refused():
+    attend = attend_for(AttentionConfig(kind="radial"))
+    x = torch.randn(1, TOKENS, 2, 12)
+    with pytest.raises(InputError, match="takes no other"):
+        attend(x, x, x, call=AttentionCall(1, None, None, mask=torch.ones(1), tokens_per_frame=TOKENS))
