@@ -131,7 +131,7 @@ def fingerprint(model: str) -> str | None:
 def real_video(scene: Any, seed: int, seconds: float, latents: int = 3, stride: int = TEMPORAL_STRIDE) -> Iterator[Any]:
     """The world's own video in chunks as long as a block of ``latents`` latent frames: 1 + stride (latents - 1) frames,
     then stride latents each."""
-    from longvid.pipelines.base import VideoChunk
+    from longvid.pipelines.output import VideoChunk
     from longvid.training import world
 
     total, start, index = round(seconds * world.FPS), 0, 0
@@ -146,7 +146,7 @@ def through_autoencoder(pipe: Any, chunks: Iterator[Any]) -> Iterator[Any]:
     import torch
 
     from longvid.models.vae_stream import streaming_decoder, streaming_encoder
-    from longvid.pipelines.base import VideoChunk, to_uint8
+    from longvid.pipelines.output import VideoChunk, to_uint8
 
     encoder, decoder = streaming_encoder(pipe.vae), streaming_decoder(pipe.vae)
     for chunk in chunks:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 _PLACES = {
     "load": "longvid.pipelines.loading",
     "LongVideoPipeline": "longvid.pipelines.base",
-    "LongVideoPipelineOutput": "longvid.pipelines.base",
-    "VideoChunk": "longvid.pipelines.base",
+    "LongVideoPipelineOutput": "longvid.pipelines.output",
+    "VideoChunk": "longvid.pipelines.output",
     "SelfForcingPipeline": "longvid.pipelines.self_forcing",
     "StreamingLLMPipeline": "longvid.pipelines.streaming_llm",
     "DeepForcingPipeline": "longvid.pipelines.deep_forcing",
@@ -48,12 +48,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time __getattr__
     from longvid.models.autoencoder import AutoencoderTinyVideo as AutoencoderTinyVideo
     from longvid.models.captions import CaptionEncoder as CaptionEncoder
     from longvid.pipelines.base import LongVideoPipeline as LongVideoPipeline
-    from longvid.pipelines.base import LongVideoPipelineOutput as LongVideoPipelineOutput
-    from longvid.pipelines.base import VideoChunk as VideoChunk
     from longvid.pipelines.deep_forcing import DeepForcingPipeline as DeepForcingPipeline
     from longvid.pipelines.fifo import FifoPipeline as FifoPipeline
     from longvid.pipelines.loading import load as load
     from longvid.pipelines.ouroboros import OuroborosPipeline as OuroborosPipeline
+    from longvid.pipelines.output import LongVideoPipelineOutput as LongVideoPipelineOutput
+    from longvid.pipelines.output import VideoChunk as VideoChunk
     from longvid.pipelines.reward_forcing import RewardForcingPipeline as RewardForcingPipeline
     from longvid.pipelines.rolling_forcing import RollingForcingPipeline as RollingForcingPipeline
     from longvid.pipelines.self_forcing import SelfForcingPipeline as SelfForcingPipeline

@@ -77,7 +77,7 @@ def measure_stages(pipe: Any, seconds: float) -> dict[str, float]:
     """Seconds of each stage of one render by itself, one after the other."""
     from longvid.media.writer import open_writer
     from longvid.models.vae_stream import streaming_decoder
-    from longvid.pipelines.base import to_uint8
+    from longvid.pipelines.output import to_uint8
 
     begun = time.perf_counter()
     blocks = [block.latents for block in pipe.rollout(PROMPT, seconds=seconds, seed=0)]

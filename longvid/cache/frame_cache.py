@@ -28,6 +28,7 @@ from .layer_store import CallView, LayerStore, Rotary, Scratch
 from .policies.participative import ParticipativePolicy, view_of
 from .policies.plan import Plan, Policy, RecachePlan, View
 from .selection import TokenSelector
+from .slots import ordered_runs, runs
 from .snapshot import check_integrity, restore_snapshot, take_snapshot
 
 Kind = Literal["denoise", "commit"]
@@ -306,10 +307,10 @@ class FrameKVCache:
         slots = [self._slots[frame] for frame in view.frames]
         self._rephase(slots, view.positions)
         cos, sin = self.rotary.at(view.own_positions)
-        spans = _runs(slots)
+        spans = runs(slots)
         own_slots = self._own_slots if stored else ()
         writes, offset = [], skip
-        for first, count in _ordered_runs(own_slots):
+        for first, count in ordered_runs(own_slots):
             writes.append((first * s, offset * s, count * s))
             offset += count
         # Keys in storage order, for attention that needs to know which frame a key is of.
@@ -344,7 +345,7 @@ class FrameKVCache:
         t = self.tokens_per_frame
         if self._raw is None or max(wanted) >= self._raw.shape[2] // t:
             raise RuntimeError(f"cache: frames in slots {sorted(wanted)} cannot be read at another position")
-        for first, count in _runs(list(wanted)):
+        for first, count in runs(list(wanted)):
             run = [wanted[slot] for slot in range(first, first + count)]
             a, b = first * t, (first + count) * t
             for store in self.layers:
@@ -396,19 +397,3 @@ class FrameKVCache:
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Become what `snapshot` saw. Raises InputError when it came from another policy or size."""
         restore_snapshot(self, tensors, meta)
-
-
-def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Slots as (first, count) of consecutive runs, ascending."""
-    return _ordered_runs(sorted(slots))
-
-
-def _ordered_runs(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive runs in the order given."""
-    runs: list[tuple[int, int]] = []
-    for slot in slots:
-        if runs and runs[-1][0] + runs[-1][1] == slot:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((slot, 1))
-    return runs

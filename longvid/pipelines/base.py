@@ -9,14 +9,11 @@ Shape letters: B batch, C channels, F latent frames, T video frames, H W pixels,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
@@ -27,6 +24,7 @@ from longvid.models.denoiser import Denoiser, TextContext
 from longvid.models.vae_stream import streaming_decoder, streaming_encoder
 
 from .noise import SeededNoise
+from .output import LongVideoPipelineOutput, VideoChunk, callback_names, to_uint8
 from .request import ModelFacts, Request, resolve
 from .rollout import Rollout, StepHook
 from .schedules.chunk import ChunkSchedule
@@ -35,27 +33,6 @@ from .text import embed_prompts
 
 DEFAULT_FPS = 16
 DEFAULT_SIZE = (480, 832)  # of the Wan 1.3B checkpoints, when the model folder does not say
-
-
-@dataclass
-class LongVideoPipelineOutput(BaseOutput):
-    """frames: as diffusers' video pipelines return them, one entry a video: numpy [T, H, W, 3] in [0, 1], lists of PIL
-    images, tensors [T, 3, H, W], or latents [B, C, F, h, w] for output_type="latent"."""
-
-    frames: Any
-
-
-@dataclass(frozen=True, slots=True)
-class VideoChunk:
-    """Newly finished frames: uint8 [T, H, W, 3], the index-th block, from video frame `start_frame` on.
-
-    stats: model_calls, frames_processed and seconds of the block.
-    """
-
-    frames: np.ndarray
-    index: int
-    start_frame: int
-    stats: dict[str, float] = field(default_factory=dict)
 
 
 class LongVideoPipeline(DiffusionPipeline):
@@ -330,7 +307,7 @@ class LongVideoPipeline(DiffusionPipeline):
 
         Arguments are checked at the call, not at the first chunk.
         """
-        request, rollout = self._start(prompt, endless=True, **_callback_names(arguments))
+        request, rollout = self._start(prompt, endless=True, **callback_names(arguments))
         if request.batch != 1:
             raise InputError(f"prompt: {request.batch} videos asked for; a stream shows one")
         return self._chunks(request, rollout)
@@ -420,15 +397,3 @@ class LongVideoPipeline(DiffusionPipeline):
         from .render import render_video
 
         return render_video(self, prompt, path, **arguments)
-
-
-def _callback_names(arguments: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' names of the callback arguments -> ours."""
-    names = {"callback_on_step_end": "callback", "callback_on_step_end_tensor_inputs": "callback_inputs"}
-    return {names.get(name, name): value for name, value in arguments.items()}
-
-
-def to_uint8(video: Tensor) -> np.ndarray:
-    """Video [B, 3, T, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3], on the CPU."""
-    pixels = ((video.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()

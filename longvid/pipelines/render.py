@@ -203,7 +203,7 @@ class _Job:
         self._last_snapshot, self._cost = time.perf_counter(), 0.0
 
     def run(self, writer: VideoWriter) -> None:
-        from .base import to_uint8
+        from .output import to_uint8
 
         request, records = self.request, self.records
         index = self._restore()

@@ -21,9 +21,9 @@ from torch import Tensor
 from longvid.errors import InputError
 
 from ..cache.policies import Policy
-from ..cache.snapshot import cpu_copy
 from ..models.denoiser import Denoiser, TextContext
 from .noise import NoiseSource
+from .rollout_state import restore_state, take_state
 from .schedules.blocks import Block, BlockGrid, Schedule
 
 StepHook = Callable[[int, float, Tensor], Tensor | None]
@@ -326,106 +326,12 @@ class Rollout(Iterator[LatentBlock]):
 
     # ---------------------------------------------------------------- exact continuation
 
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "schedule": self.schedule.name,
-            "policy": self.policy.name,
-            "capacity": self.policy.capacity,
-            "sigmas": list(self.sigmas),
-            "sampler": self.sampler,
-            "context_noise": self.context_noise,
-            "guidance_scale": self.guidance_scale,
-            "recache": self.recache,
-            "frames_per_block": self.grid.frames_per_block,
-            "independent_first_frame": self.grid.independent_first_frame,
-            "batch": self.batch,
-            "height": self.height,
-            "width": self.width,
-            "dtype": str(self.denoiser.dtype),
-        }
-
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the rest of the rollout depends on, between two blocks: safetensors-ready CPU tensors and
         JSON-able facts. The seed is the caller's: noise has no state."""
-        if self.cache.open_block:
-            if self._pending is None and not self._work:
-                raise InputError("state_dict(): a block is half done; take it between blocks")
-            self.cache.abort()
-        tensors, cache = self.cache.snapshot()
-        tensors = {f"cache.{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {f"work.{index}": cpu_copy(latents) for index, latents in self._work.items()}
-        tensors |= {f"given.{block.index}": cpu_copy(latents) for block, latents in self._given}
-        if self._pending is not None:
-            tensors["pending"] = cpu_copy(self._pending[1])
-        if self._history:
-            tensors["history"] = cpu_copy(torch.cat([latents for _, latents in self._history], dim=2))
-        texts = list({id(text): text for text in (self._text, *self._texts.values())}.values())
-        tensors |= {f"text.{i}": cpu_copy(text.embeds) for i, text in enumerate(texts)}
-        places = {id(text): i for i, text in enumerate(texts)}
-        meta: dict[str, Any] = {
-            "settings": self._fingerprint(),
-            "cache": cache,
-            "frames": self.frames,
-            "prompt": self.prompt,
-            "branches": self._text.branches,
-            "texts": {str(block): places[id(text)] for block, text in self._texts.items()},
-            "entered": self._entered,
-            "scene": list(self._scene),
-            "scene_end": self._scene_end,
-            "call": self._call,
-            "calls": self._calls,
-            "pending": None if self._pending is None else [self._pending[0].index, self._pending[2]],
-            "history": [frame for frame, _ in self._history],
-            "next_prompt": None,
-            "switches": [list(switch) for switch in self._switches],
-        }
-        if self._next_prompt is not None:
-            tensors["next_text"] = cpu_copy(self._next_prompt[1].embeds)
-            meta["next_prompt"] = [self._next_prompt[0], self._next_prompt[2]]
-        return tensors, meta
+        return take_state(self)
 
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises InputError naming the first setting that differs."""
-        mine = self._fingerprint()
-        for name, value in meta["settings"].items():
-            if mine.get(name) != value:
-                raise InputError(f"{name}={mine.get(name)!r}: the saved rollout used {value!r}; continue with the same")
-        if self.cache.open_block:
-            self.cache.abort()
-        self.cache.restore(
-            {n.removeprefix("cache."): t for n, t in tensors.items() if n.startswith("cache.")}, meta["cache"]
-        )
-        count = sum(name.startswith("text.") for name in tensors)
-        texts = [self._context(tensors[f"text.{i}"], meta["branches"]) for i in range(count)]
-        self._text = texts[0]
-        self._texts = {int(block): texts[i] for block, i in meta["texts"].items()}
-        self.prompt = meta["prompt"]
-        device = self.denoiser.device
-        self._work = {
-            int(n.removeprefix("work.")): t.to(device, copy=True) for n, t in tensors.items() if n.startswith("work.")
-        }
-        given = sorted(int(n.removeprefix("given.")) for n in tensors if n.startswith("given."))
-        self._given = deque((self.grid[i], tensors[f"given.{i}"].to(device, copy=True)) for i in given)
-        self._entered, self._scene = meta["entered"], (meta["scene"][0], meta["scene"][1])
-        self._scene_end, self._call, self._calls = meta["scene_end"], meta["call"], meta["calls"]
-        pending = meta["pending"]
-        if pending is None:
-            self._pending = None
-        else:
-            self._pending = (self.grid[pending[0]], tensors["pending"].to(device, copy=True), pending[1])
-        self._history.clear()
-        if meta["history"]:
-            frames = torch.split(tensors["history"].to(device, copy=True), 1, dim=2)
-            self._history.extend(zip(meta["history"], frames, strict=True))
-        self._switches = deque((frame, prompt, cut) for frame, prompt, cut in meta["switches"])
-        self._next_prompt = None
-        if meta["next_prompt"] is not None:
-            name, hard_cut = meta["next_prompt"]
-            self._next_prompt = (name, self._context(tensors["next_text"], meta["branches"]), hard_cut)
+        restore_state(self, tensors, meta)
         self._since, self._clock = {"model_calls": 0.0, "frames_processed": 0.0}, perf_counter()
-
-    def _context(self, embeds: Tensor, branches: int) -> TextContext:
-        if branches == 1:
-            return self.denoiser.encode_text(embeds)
-        negative, positive = embeds.chunk(2)
-        return self.denoiser.encode_text(positive, negative)

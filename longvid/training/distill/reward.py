@@ -39,7 +39,7 @@ def motion_reward(video: Tensor, prompts: Sequence[str], fps: float) -> list[flo
     Raises MissingExtraError without OpenCV (extra "eval").
     """
     from longvid.metrics.motion import measure_motion
-    from longvid.pipelines.base import to_uint8
+    from longvid.pipelines.output import to_uint8
 
     rewards = []
     for frames in to_uint8(video):
