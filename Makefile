@@ -26,6 +26,11 @@ export LONGVID_PROMPT := $(value PROMPT)
 export LONGVID_SECONDS := $(SECONDS)
 export LONGVID_OUT := $(value OUT)
 
+# The embedded model is so small that a second thread mostly waits for the first, and on a busy machine stalls it.
+ifeq ($(MODEL),)
+export OMP_NUM_THREADS ?= 1
+endif
+
 BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; \
