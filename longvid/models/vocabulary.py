@@ -81,9 +81,10 @@ PHRASES: dict[str, tuple[str, str]] = {
     "at normal speed": ("speed", "normal"),
 }
 _FILLERS = """
-    the and of in on over under above below across around along through by near at with to from into out past behind
-    before against beside between among amid upon is are was it its this that there while as very really quite one single
-    big large little small bright dark shiny nice beautiful pretty happy lonely round video clip scene film shot movie picture
-    background front side top full open wide clear calm goes going go keeps always forever speed pace all time then a an
+    the and of in on over under above below across around along through by near at with to from into out past
+    behind before against beside between among amid upon is are was it its this that there while as very
+    really quite one single big large little small bright dark shiny nice beautiful pretty happy lonely round
+    video clip scene film shot movie picture background front side top full open wide clear calm goes going go
+    keeps always forever speed pace all time then a an
     """
 FILLERS: frozenset[str] = frozenset(_FILLERS.split())
