@@ -42,9 +42,13 @@ class VideoReader:
         self.truncated = False
         with av.open(str(self.path)) as container:
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            # Not frame threads: what a thread finds wrong with the last frames is lost when the decoder is drained, so
+            # whether damage is seen would depend on the number of cores.
+            stream.thread_type = "SLICE"
             try:
-                for frame in container.decode(stream):
-                    yield frame.to_ndarray(format="rgb24")
+                for packet in container.demux(stream):
+                    self.truncated |= packet.is_corrupt
+                    for frame in packet.decode():
+                        yield frame.to_ndarray(format="rgb24")
             except av.FFmpegError:
                 self.truncated = True
