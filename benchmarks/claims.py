@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvid.metrics.bootstrap import Interval, complete_pairs, paired_difference
+from longvid.metrics.bootstrap import ENOUGH_PROMPTS, RESAMPLES, Interval, complete_pairs, paired_difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def judge(claim: Claim, tables: Mapping[str, Mapping[str, np.ndarray]]) -> Judged:
+def judge(claim: Claim, tables: Mapping[str, Mapping[str, np.ndarray]], *, resamples: int = RESAMPLES) -> Judged:
     """Judge a claim on ``tables[entry][metric]`` [P, S], NaN where a video has no such score."""
     missing = [name for name in (claim.entry, claim.than) if name not in tables]
     if missing:
@@ -144,10 +144,11 @@ def judge(claim: Claim, tables: Mapping[str, Mapping[str, np.ndarray]]) -> Judge
         pair, _ = complete_pairs({"entry": tables[claim.entry][claim.metric], "than": tables[claim.than][claim.metric]})
     except ValueError as error:
         return Judged(claim=claim, verdict="not run", difference=None, why=str(error))
-    found = paired_difference(pair["entry"], pair["than"])
+    found = paired_difference(pair["entry"], pair["than"], resamples=resamples)
     if claim.direction == 0:
-        inside = -claim.within < found.low and found.high < claim.within
-        outside = found.low > claim.within or found.high < -claim.within
+        enough = found.prompts >= ENOUGH_PROMPTS
+        inside = enough and -claim.within < found.low and found.high < claim.within
+        outside = enough and (found.low > claim.within or found.high < -claim.within)
         verdict = "shown" if inside else "contradicted" if outside else "not shown"
     elif not found.clear:
         verdict = "not shown"

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.claims import CLAIMS, Claim, judge
 from benchmarks.scores import METRICS
-from longvid.metrics.bootstrap import Interval, complete_pairs, judge_drift, mean_interval, paired_difference
+from longvid.metrics.bootstrap import RESAMPLES, Interval, complete_pairs, judge_drift, mean_interval, paired_difference
 from longvid.metrics.report import to_plain
 
 Tables = Mapping[str, Mapping[str, np.ndarray]]
@@ -41,21 +41,23 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def summarise(tables: Tables, baseline: str, claims: Iterable[Claim] = CLAIMS) -> dict[str, Any]:
+def summarise(
+    tables: Tables, baseline: str, claims: Iterable[Claim] = CLAIMS, *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Means with intervals, paired differences from ``baseline``, drift verdicts and claims, as JSON's own types.
 
     ``tables[entry][metric]`` is [P, S], NaN where a video has no such score: those prompts are left out, of both sides
     of a pair. A metric with fewer than two complete prompts is None.
     """
-    means = {e: {m: _mean(table[m]) for m in METRICS} for e, table in tables.items()}
+    means = {e: {m: _mean(table[m], resamples) for m in METRICS} for e, table in tables.items()}
     base = tables[baseline]
     paired = {
-        entry: {m: _difference(table[m], base[m]) for m in METRICS}
+        entry: {m: _difference(table[m], base[m], resamples) for m in METRICS}
         for entry, table in tables.items()
         if entry != baseline
     }
-    verdicts = {entry: _verdict(table, base) for entry, table in tables.items() if entry != baseline}
-    judged = [judge(claim, tables) for claim in claims]
+    verdicts = {entry: _verdict(table, base, resamples) for entry, table in tables.items() if entry != baseline}
+    judged = [judge(claim, tables, resamples=resamples) for claim in claims]
     return {
         "baseline": baseline,
         "metrics": {name: {"title": m.title, "good": m.good} for name, m in METRICS.items()},
@@ -66,27 +68,31 @@ def summarise(tables: Tables, baseline: str, claims: Iterable[Claim] = CLAIMS) -
     }
 
 
-def _mean(table: np.ndarray) -> Interval | None:
+def _mean(table: np.ndarray, resamples: int) -> Interval | None:
     whole = table[np.isfinite(table).all(axis=1)]
-    return mean_interval(whole) if len(whole) >= 2 else None
+    return mean_interval(whole, resamples=resamples) if len(whole) >= 2 else None
 
 
-def _difference(table: np.ndarray, base: np.ndarray) -> Interval | None:
+def _difference(table: np.ndarray, base: np.ndarray, resamples: int) -> Interval | None:
     try:
         pair, _ = complete_pairs({"entry": table, "base": base})
     except ValueError:
         return None
-    return paired_difference(pair["entry"], pair["base"])
+    return paired_difference(pair["entry"], pair["base"], resamples=resamples)
 
 
-def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> Any:
+def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], resamples: int) -> Any:
     named = {
         f"{m} {side}": t[m] for m in ("identity_drift", "motion") for side, t in (("entry", table), ("base", base))
     }
     try:
         pair, _ = complete_pairs(named)
         return judge_drift(
-            pair["identity_drift entry"], pair["identity_drift base"], pair["motion entry"], pair["motion base"]
+            pair["identity_drift entry"],
+            pair["identity_drift base"],
+            pair["motion entry"],
+            pair["motion base"],
+            resamples=resamples,
         )
     except ValueError:
         return None
@@ -151,7 +157,7 @@ def _cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
         return "-"
     text = _interval(found, METRICS[metric].digits)
     change = figures["differences"].get(entry, {}).get(metric)
-    if change is None or not (change["low"] > 0 or change["high"] < 0):
+    if change is None or not Interval(**change).clear:
         return text
     gain = change["estimate"] * METRICS[metric].good
     if gain == 0:

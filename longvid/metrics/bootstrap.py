@@ -3,7 +3,9 @@
 Scores form a table [P, S]: P prompts, S seeds of each. Methods rendered the same prompts with the same seeds, so they
 are compared pair by pair. Prompts are what the claim generalises over: a resample draws prompts with replacement and
 keeps each prompt's seeds together (Davison & Hinkley 1997, section 3.8: resample the clusters only; drawing seeds again
-inside them counts their variance twice). The intervals are bias-corrected and accelerated (BCa, Efron 1987).
+inside them counts their variance twice). The intervals are bias-corrected and accelerated (BCa, Efron 1987), and
+widened for few prompts, where a resample varies less than a sample (Hesterberg 2015, The American Statistician 69:371).
+A bootstrap of fewer than six prompts knows nothing: there the interval is Student's t, and nothing is called clear.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from longvid.metrics.extras import require
 
 RESAMPLES = 9999
+ENOUGH_PROMPTS = 6  # that all of five prompts agree happens by chance once in 16 times: too often to call it clear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,8 @@ class Interval:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves zero out, and stands on enough prompts for that to mean something."""
+        return self.prompts >= ENOUGH_PROMPTS and (self.low > 0 or self.high < 0)
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".2f"
@@ -81,17 +84,26 @@ def paired_ratio(
         raise ValueError(f"baseline: smallest score is {b.min():g}, a ratio needs positive ones; use paired_difference")
     a, b = a.mean(axis=1), b.mean(axis=1)
     drawn = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
-    low, high = np.quantile(a[drawn].mean(axis=1) / b[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    wide = _widened(level, len(a))
+    low, high = np.quantile(a[drawn].mean(axis=1) / b[drawn].mean(axis=1), [(1 - wide) / 2, (1 + wide) / 2])
     return Interval(estimate=float(a.mean() / b.mean()), low=float(low), high=float(high), level=level, prompts=len(a))
 
 
 def _interval(values: np.ndarray, level: float, resamples: int, seed: int) -> Interval:
-    """BCa interval of the mean of values [P]."""
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: must lie between 0 and 1, such as 0.95")
+    """BCa interval of the mean of values [P], or Student's where P is too small."""
+    wide = _widened(level, len(values))
     estimate = float(values.mean())
     if np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())):  # BCa is undefined without any spread
         return Interval(estimate=estimate, low=estimate, high=estimate, level=level, prompts=len(values))
+    stats = require("scipy.stats", "a bootstrap interval")
+    reach = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    low, high = estimate - reach, estimate + reach
+    if len(values) >= ENOUGH_PROMPTS:
+        low, high = _bca(values, wide, resamples, seed)
+    return Interval(estimate=estimate, low=low, high=high, level=level, prompts=len(values))
+
+
+def _bca(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
     stats = require("scipy.stats", "a bootstrap interval")
     found = stats.bootstrap(
         (values,),
@@ -102,7 +114,15 @@ def _interval(values: np.ndarray, level: float, resamples: int, seed: int) -> In
         rng=np.random.default_rng(seed),
         batch=max(1, 4_000_000 // len(values)),
     ).confidence_interval
-    return Interval(estimate=estimate, low=float(found.low), high=float(found.high), level=level, prompts=len(values))
+    return float(found.low), float(found.high)
+
+
+def _widened(level: float, n: int) -> float:
+    """The level to read a bootstrap interval of n values at, so that it covers ``level`` (Hesterberg 2015)."""
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1, such as 0.95")
+    stats = require("scipy.stats", "a bootstrap interval")
+    return float(2 * stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)) - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +146,7 @@ def judge_drift(
     *,
     least_motion: float = 0.9,
     level: float = 0.95,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DriftVerdict:
     """Compare drift, all tables [P, S], and refuse a win that comes with less motion.
@@ -133,12 +154,12 @@ def judge_drift(
     ``better`` needs a drift difference whose interval lies below zero and a motion ratio whose interval's low end
     reaches ``least_motion``: the method must be shown to keep its motion, not merely fail to be shown to lose it.
     """
-    change = paired_difference(drift, baseline_drift, level=level, seed=seed)
-    kept = paired_ratio(motion, baseline_motion, level=level, seed=seed)
-    if change.low > 0:
-        verdict = "worse"
-    elif change.high >= 0:
+    change = paired_difference(drift, baseline_drift, level=level, resamples=resamples, seed=seed)
+    kept = paired_ratio(motion, baseline_motion, level=level, resamples=resamples, seed=seed)
+    if not change.clear:
         verdict = "no clear difference"
+    elif change.low > 0:
+        verdict = "worse"
     elif kept.low >= least_motion:
         verdict = "better"
     else:

@@ -84,7 +84,7 @@ def to_plain(value: Any) -> Any:
 
 
 class StreamMetrics:
-    """Every metric of a stream, in memory that does not grow with it (about 10 MB at 128 x 128).
+    """Every metric of a stream, in memory that does not grow with it (about 6 MB at 128 x 128).
 
     ``update`` takes the frames as they come and returns the numbers to show live; ``report`` may be called at any time.
     """

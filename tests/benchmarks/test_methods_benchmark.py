@@ -178,7 +178,7 @@ def page(found, **facts):
     ids=["moving", "standing-still"],
 )
 def test_less_drift_is_bold_only_where_motion_was_kept(motion, mark, verdict):
-    found = summarise(tables(np.random.default_rng(0), identity_drift=-2, motion=motion), "self-forcing")
+    found = summarise(tables(np.random.default_rng(0), identity_drift=-2, motion=motion), "self-forcing", resamples=999)
     assert found["drift_verdicts"]["other"]["verdict"] == verdict
     row = next(line for line in page(found).splitlines() if line.startswith("| `other` |"))
     cell = row.split("|")[2]
@@ -191,7 +191,7 @@ def test_a_metric_that_no_video_has_is_left_out_and_json_is_strict():
     for table in found.values():
         table["colour_last"][:] = np.nan
         table["identity_drift"][3:9] = np.nan
-    figures = summarise(found, "self-forcing")
+    figures = summarise(found, "self-forcing", resamples=999)
     json.dumps(figures, allow_nan=False)
     assert figures["means"]["other"]["colour_last"] is None
     assert figures["means"]["other"]["identity_drift"]["prompts"] == 6
@@ -200,7 +200,7 @@ def test_a_metric_that_no_video_has_is_left_out_and_json_is_strict():
 
 def test_one_entry_that_failed_leaves_the_others_their_prompts():
     found = tables(np.random.default_rng(0)) | {"broken": {name: np.full((12, 2), np.nan) for name in METRICS}}
-    figures = summarise(found, "self-forcing")
+    figures = summarise(found, "self-forcing", resamples=999)
     assert figures["differences"]["other"]["motion"]["prompts"] == 12
     assert figures["means"]["broken"]["motion"] is None
     assert figures["drift_verdicts"]["broken"] is None

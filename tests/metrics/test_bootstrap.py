@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from longvid.metrics.bootstrap import complete_pairs, judge_drift, mean_interval, paired_difference, paired_ratio
 
@@ -11,12 +12,28 @@ def scores(rng, prompts=24, seeds=2, *, between=2.0, within=0.5):
     return rng.normal(10, between, (prompts, 1)) + rng.normal(0, within, (prompts, seeds))
 
 
-def test_interval_of_the_mean_covers_the_truth_at_its_level():
+@pytest.mark.parametrize("prompts", [8, 24])
+def test_interval_of_the_mean_covers_the_truth_at_its_level(prompts):
+    """A plain bootstrap interval of 8 prompts covers 88 %."""
     rng, hits = np.random.default_rng(0), 0
     for _ in range(200):
-        found = mean_interval(scores(rng), resamples=400)
+        found = mean_interval(scores(rng, prompts), resamples=500)
         hits += found.low <= 10 <= found.high
-    assert 0.88 <= hits / 200 <= 0.99
+    assert 0.915 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_an_interval_of_few_prompts_is_students(prompts):
+    table = scores(np.random.default_rng(0), prompts)
+    found = mean_interval(table)
+    want = stats.t.interval(0.95, prompts - 1, table.mean(), stats.sem(table.mean(axis=1)))
+    assert (found.low, found.high) == pytest.approx(want)
+
+
+def test_five_prompts_that_agree_are_not_clear_and_six_are():
+    gap = np.arange(12.0)[:, None]
+    assert not paired_difference(gap[:5] + 1, np.zeros((5, 1))).clear
+    assert paired_difference(gap[:6] + 1, np.zeros((6, 1))).clear
 
 
 def test_seeds_of_a_prompt_are_not_taken_for_independent_prompts():
@@ -54,7 +71,7 @@ def test_ratio_is_of_means_and_covers_it():
     assert found.high - found.low < 0.2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(shift=st.floats(-5, 5), scale=st.floats(0.1, 10), seed=st.integers(0, 100))
 def test_interval_moves_and_scales_with_the_scores(shift, scale, seed):
     """Up to ties between resampled means, which rounding may break the other way."""
