@@ -7,9 +7,9 @@ D head dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,13 +22,14 @@ Past = Sequence[tuple[Tensor, Tensor]]
 class Network(nn.Module):
     """Velocity of a frame sequence.
 
-    precision: float32, or bfloat16 for matrix products under autocast (weights stay as they are). recompute: trade
-    time for memory by recomputing the call's activations in the backward pass.
+    transformer: diffusers' WanTransformer3DModel. precision: float32, or bfloat16 for matrix products under autocast
+    (weights stay as they are). recompute: trade time for memory by recomputing the call's activations in the backward
+    pass.
     """
 
     def __init__(
         self,
-        transformer: WanTransformer3DModel,
+        transformer: Any,
         *,
         precision: torch.dtype = torch.float32,
         recompute: bool = False,
@@ -68,10 +69,8 @@ class Network(nn.Module):
         record: bool,
     ) -> tuple[Tensor, FrameKeys | None]:
         layers: list[tuple[Tensor, Tensor]] | None = [] if record else None
-        # One autocast region a call, without its cache of cast weights: a cast made under no_grad and then reused would
-        # cut the graph of the calls that are trained.
-        low = self.precision != torch.float32
-        with torch.autocast(latents.device.type, self.precision if low else None, enabled=low, cache_enabled=False):
+        # A cast of the weights made without gradient must not serve a call that is trained: it would cut the graph.
+        with self._low(reuse=not torch.is_grad_enabled()):
             velocity = sequence_forward(self.transformer, latents, timesteps, text, positions, mask, past, layers)
         if layers is None:
             return velocity.float(), None
@@ -79,9 +78,17 @@ class Network(nn.Module):
         keys, values = (torch.unflatten(torch.stack(side), 3, (frames, -1)) for side in zip(*layers, strict=True))
         return velocity.float(), FrameKeys(keys, values)
 
+    def _low(self, reuse: bool) -> torch.autocast:
+        low, device = self.precision != torch.float32, self.transformer.patch_embedding.weight.device.type
+        return torch.autocast(device, self.precision if low else None, enabled=low, cache_enabled=reuse)
+
+    def session(self) -> torch.autocast:
+        """A region within which calls without gradient share their casts of the weights (an eighth of a rollout)."""
+        return self._low(reuse=True)
+
     def rotate(self, keys: Tensor, positions: Sequence[float], height: int, width: int) -> Tensor:
         """Keys [..., K*S, D] of frames of latent size height x width, turned to temporal positions."""
-        config = self.transformer.config  # type: ignore[attr-defined]
+        config = self.transformer.config
         place = torch.tensor(positions, dtype=torch.float64, device=keys.device)
         _, rows, columns = config.patch_size
         cos, sin = rotary_table(place, height // rows, width // columns, config.attention_head_dim)

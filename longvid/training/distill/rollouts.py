@@ -71,9 +71,9 @@ def roll_out(network: Network, text: Tensor, draws: Draws, plan: RolloutPlan) ->
     blocks = draws.integers(plan.blocks[0], plan.blocks[1] + 1)[0]
     channels, height, width = plan.latent
     noise = draws.normal((text.shape[0], channels, blocks * plan.frames_per_block, height, width))
-    if plan.rolling_share and draws.uniform() > 1 - plan.rolling_share:
-        return _rolling(network, text, draws, plan, noise)
-    return _self_forcing(network, text, draws, plan, noise)
+    rolling = plan.rolling_share > 0 and draws.uniform() > 1 - plan.rolling_share
+    with network.session():
+        return (_rolling if rolling else _self_forcing)(network, text, draws, plan, noise)
 
 
 class _Caller:
