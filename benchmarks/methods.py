@@ -90,7 +90,11 @@ class Renderer:
 
         if entry.method == "world":
             return {"method": "world"}
-        method = "autoencoder" if entry.method in REFERENCES else to_mapping(self.pipe(entry).method)
+        if entry.method in REFERENCES:
+            method: Any = entry.method
+        else:
+            resolved = to_mapping(self.pipe(entry).method)
+            method = {part: resolved[part] for part in ("pipeline", "schedule", "cache", "attention")}
         return {"method": method, "model": entry.model, "weights": fingerprint(entry.model)}
 
     def cache_bytes(self, entry: Entry, prompt: str) -> int | None:
@@ -113,14 +117,17 @@ class Renderer:
 
 
 def fingerprint(model: str) -> str | None:
-    """Hash of a local model's weights, None for a hub id."""
+    """Hash of a local model's components, None for a hub id. What else lies in its folder changes no frame."""
     from longvid.pipelines.loading import model_folder
 
     folder = model_folder(model)
     if folder is None:
         return None
     digest = hashlib.sha256()
-    for file in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
+    files = [file for part in parts for ending in ("safetensors", "json") for file in part.rglob(f"*.{ending}")]
+    for file in sorted(files):
         digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as opened:
             while piece := opened.read(1 << 22):
