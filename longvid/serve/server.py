@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from types import FrameType
 
 import uvicorn
@@ -21,6 +21,10 @@ from .studio import Studio
 
 #: Larger messages are not even read to their end (close code 1009).
 _MAX_MESSAGE = 256 * 1024
+
+
+def _not_a_refusal(record: logging.LogRecord) -> bool:
+    return "without completing handshake" not in record.getMessage()
 
 
 class Server(uvicorn.Server):
@@ -41,6 +45,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
+        # A refusal with a reason is an answer; uvicorn would log each as a failure of the application.
+        logging.getLogger("uvicorn.error").addFilter(_not_a_refusal)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note the signal, and do not raise it again afterwards: being told to stop is an ordinary end (exit 0)."""
@@ -74,23 +80,36 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-@contextmanager
-def running(
-    studio: Studio, limits: Limits | None = None, access: Access | None = None, *, port: int = 0
-) -> Iterator[tuple[str, Engine]]:
-    """A server on 127.0.0.1 in a thread of this process, for notebooks and tests: (address, engine)."""
-    engine = Engine(studio, limits or Limits())
-    server = Server(engine, access or Access("127.0.0.1"))
-    listener = bind("127.0.0.1", port)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="longvid-serve", daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            if not thread.is_alive():
+class LocalServer:
+    """A server on 127.0.0.1 in a thread of this process, for notebooks and tests. `stop()` it, or use it in `with`.
+
+    port: 0 takes a free one. url: the viewer's address. engine: what runs the sessions.
+    """
+
+    def __init__(
+        self, studio: Studio, limits: Limits | None = None, access: Access | None = None, *, port: int = 0
+    ) -> None:
+        self.engine = Engine(studio, limits or Limits())
+        self._server = Server(self.engine, access or Access("127.0.0.1"))
+        self._listener = bind("127.0.0.1", port)
+        self.url = address(self._listener)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}, name="longvid-serve", daemon=True
+        )
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
                 raise RuntimeError("the server did not start")
-            threading.Event().wait(0.01)
-        yield address(listener), engine
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End as SIGTERM ends `longvid serve`: viewers are told, everything is freed."""
+        self._server.should_exit = True
+        self._thread.join(20)
+        self._listener.close()
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()

@@ -21,7 +21,7 @@ from longvid.serve.engine import Engine
 from longvid.serve.limits import Limits
 from longvid.serve.messages import CachePicture, FrameHeader, MethodEntry, SlotEntry
 from longvid.serve.protocol import ProtocolError, unpack_frame
-from longvid.serve.server import running
+from longvid.serve.server import LocalServer
 from longvid.serve.studio import Cancelled, MadeBlock, Order
 
 SIDE = 32
@@ -134,7 +134,7 @@ class Client:
     def send_raw(self, data: str | bytes) -> None:
         self._socket.send(data)
 
-    def receive(self, timeout: float = 10.0) -> Any:
+    def receive(self, timeout: float = 30.0) -> Any:
         """The next message; a frame is noted, acknowledged if `ack`, and returned as its header."""
         data = self._socket.recv(timeout)
         if isinstance(data, bytes):
@@ -148,7 +148,7 @@ class Client:
         self.messages.append(message)
         return message
 
-    def until(self, *types: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+    def until(self, *types: str, timeout: float = 30.0, **fields: Any) -> dict[str, Any]:
         """Read on to a message of one of the types that has the fields."""
         end = time.monotonic() + timeout
         while True:
@@ -157,7 +157,7 @@ class Client:
             if wanted and all(message.get(name) == value for name, value in fields.items()):
                 return message
 
-    def until_frame(self, frame_id: int, timeout: float = 10.0) -> FrameHeader:
+    def until_frame(self, frame_id: int, timeout: float = 30.0) -> FrameHeader:
         end = time.monotonic() + timeout
         while True:
             message = self.receive(max(0.01, end - time.monotonic()))
@@ -217,17 +217,14 @@ def serving() -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
 
         def serve(studio: Any = None, access: Access | None = None, **limits: Any) -> Served:
-            inner = ExitStack()
-            url, engine = inner.enter_context(running(studio or FakeStudio(), Limits(**limits), access))
-            served = Served(url, engine, ExitStack())
-            stack.push(inner)
-            stack.push(served._stack)
-            return served
+            server = stack.enter_context(LocalServer(studio or FakeStudio(), Limits(**limits), access))
+            clients = stack.enter_context(ExitStack())
+            return Served(server.url, server.engine, clients)
 
         yield serve
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     """Wait until the condition holds; AssertionError when it never does."""
     end = time.monotonic() + timeout
     while not condition():

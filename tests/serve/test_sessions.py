@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 
-from .conftest import BLOCK, FakeStudio, Served, colour_of, eventually
+from longvid.serve.server import LocalServer
+
+from .conftest import BLOCK, Client, FakeStudio, Served, colour_of, eventually
 from .pictures import colours
 
 Serving = Callable[..., Served]
@@ -203,17 +205,12 @@ def test_a_hundred_sessions_leave_memory_where_it_was(serving: Serving) -> None:
     assert len(served.engine.sessions) <= 17
 
 
-def test_shutting_down_is_told_and_frees_everything(serving: Serving) -> None:
-    from longvid.serve.limits import Limits
-    from longvid.serve.server import running
-
-    from .conftest import Client
-
+def test_shutting_down_is_told_and_frees_everything() -> None:
     studio = FakeStudio(block_seconds=0.5)
-    with running(studio, Limits()) as (url, _):
-        client = Client(url)
+    with LocalServer(studio) as server:
+        client = Client(server.url)
         client.start("a")
-        idle = Client(url)
+        idle = Client(server.url)
         time.sleep(0.1)
     error = client.until("error")
     assert (error["code"], error["retryable"], error["fatal"]) == ("shutting_down", True, True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,7 @@ import numpy as np
 import pytest
 
 from longvid.serve.access import Access
-from longvid.serve.engine import Engine
-from longvid.serve.limits import Limits
-from longvid.serve.server import Server, address, bind
+from longvid.serve.server import LocalServer
 
 from .conftest import FakeStudio, Served, colour_of
 
@@ -283,32 +279,17 @@ def test_the_token_in_the_address_is_enough(driver: Any, serving: Serving) -> No
     page.wait(lambda: page.frame > 4)
 
 
-@contextmanager
-def server_on(port: int, studio: FakeStudio) -> Iterator[str]:
-    """A server on a port of choice, ended as SIGTERM ends it."""
-    server = Server(Engine(studio, Limits()), Access("127.0.0.1"))
-    listener = bind("127.0.0.1", port)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield address(listener)
-    server.should_exit = True
-    thread.join(20)
-    listener.close()
-
-
 def test_a_server_restart_is_survived(driver: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with server_on(port, FakeStudio()) as url:
-        page = Page(driver, url)
+    with LocalServer(FakeStudio(), port=port) as server:
+        page = Page(driver, server.url)
         page.start("a", 1)
         page.wait(lambda: page.frame > 16)
     page.wait(lambda: page.line in ("waiting", "connecting"))
     time.sleep(1.0)
     again = FakeStudio()
-    with server_on(port, again):
+    with LocalServer(again, port=port):
         page.wait(lambda: page.line == "open" and again.log)
         page.wait(lambda: "restarted" in page.text("trouble"))
         page.wait(lambda: page.frame > 4 and page.shows("a", 1))  # the same prompt and seed
