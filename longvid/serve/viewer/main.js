@@ -62,7 +62,7 @@ session.addEventListener("ack", ({ detail }) => {
 session.addEventListener("stats", ({ detail }) => {
   $("made").textContent = detail.fps === null ? "–" : `${detail.fps.toFixed(1)} fps`;
   $("first").textContent = detail.time_to_first_frame === null ? "–" : `${detail.time_to_first_frame.toFixed(2)} s`;
-  $("block").textContent = `${detail.block_ms.median.toFixed(0)} / ${detail.block_ms.p95.toFixed(0)} ms`;
+  $("block").textContent = times(detail.block_ms.median, detail.block_ms.p95);
   $("block").title = "median / 95th percentile of a block";
   $("memory").textContent = size(detail.memory_bytes);
   $("viewers").textContent = detail.queue.sessions;
@@ -260,6 +260,11 @@ function option(value, label, title = "") {
   const element = document.createElement("option");
   [element.value, element.textContent, element.title] = [value, label || value, title];
   return element;
+}
+
+/** Two durations in one unit. */
+function times(a, b) {
+  return b < 1000 ? `${a.toFixed(0)} / ${b.toFixed(0)} ms` : `${(a / 1000).toFixed(1)} / ${(b / 1000).toFixed(1)} s`;
 }
 
 function size(bytes) {
