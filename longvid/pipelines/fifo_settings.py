@@ -131,13 +131,15 @@ def partitions_for(config: ScheduleConfig, num_inference_steps: int) -> int:
 
 
 def check_fifo(method: MethodConfig, prompts: Sequence[str]) -> None:
-    """Refuse a queue that cannot be, and subject words that the prompts (of a schedule: all of them) do not have.
+    """Refuse a queue that cannot be, and subject words that the prompts (of a schedule: all of them) do not have,
+    whether or not an addition is on that reads them.
 
     Raises:
         InputError: one line.
     """
     words = method.schedule.subject_words
-    if not fifo_settings(method).additions.follows_subject or not words:
+    fifo_settings(method)
+    if not words:
         return
     for prompt in prompts:
         if not words_in(prompt, words):

@@ -220,6 +220,7 @@ def test_a_stock_wan_folder(tmp_path: Any, make_tiny_transformer: Any) -> None:
         ({"subject_attention": "bridge", "subject_recent": 9}, {}, "must be below window_frames=4"),
         ({"subject_attention": "boost", "subject_words": ["zebra"]}, {}, "subject_words='zebra': not in the prompt"),
         ({"memory_guidance": 0.1, "subject_words": ["bal"]}, {}, "nearest 'ball'"),
+        ({"subject_words": ["zebra"]}, {}, "subject_words='zebra': not in the prompt"),
         ({}, {"num_inference_steps": 10}, "num_inference_steps=10: .*num_partitions=2 gives 8"),
         ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
         ({}, {"attention": "radial"}, "attention='radial'"),
