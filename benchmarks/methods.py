@@ -69,17 +69,20 @@ class Entry:
 class Renderer:
     """Loads each model once a method and streams videos of it."""
 
-    def __init__(self, device: str | None) -> None:
-        self._device = device
+    def __init__(self, device: str | None, dtype: str | None) -> None:
+        self._device, self._dtype = device, dtype
         self._held: tuple[Entry, Any] | None = None  # one pipeline at a time: models can be large
 
     def pipe(self, entry: Entry) -> Any:
+        import torch
+
         import longvid
         from longvid.presets import parse_overrides
 
         if self._held is None or self._held[0] != entry:
             method = None if entry.method in REFERENCES else entry.method
-            pipe = longvid.load(entry.model, method, device=self._device, overrides=parse_overrides(entry.overrides))
+            where = {"device": self._device, "dtype": getattr(torch, self._dtype) if self._dtype else None}
+            pipe = longvid.load(entry.model, method, overrides=parse_overrides(entry.overrides), **where)
             pipe.set_progress_bar_config(disable=True)
             self._held = entry, pipe
         return self._held[1]
@@ -95,7 +98,8 @@ class Renderer:
         else:
             resolved = to_mapping(self.pipe(entry).method)
             method = {part: resolved[part] for part in ("pipeline", "schedule", "cache", "attention")}
-        return {"method": method, "model": entry.model, "weights": fingerprint(entry.model)}
+        facts = {"method": method, "model": entry.model, "weights": fingerprint(entry.model)}
+        return facts | ({"dtype": self._dtype} if self._dtype else {})
 
     def cache_bytes(self, entry: Entry, prompt: str) -> int | None:
         """Bytes of the frame cache; None for what has none."""
@@ -219,7 +223,7 @@ def collect(
         from longvid.training.probe import load_probe
 
         probe, own = load_probe(args.probe)
-    rows, renderer = Rows(args.out.with_suffix(".rows.jsonl")), Renderer(args.device)
+    rows, renderer = Rows(args.out.with_suffix(".rows.jsonl")), Renderer(args.device, args.dtype)
     prompts = held_out_prompts(args.prompts)
     tables: dict[str, dict[str, np.ndarray]] = {}
     facts: dict[str, Any] = {}
@@ -247,6 +251,7 @@ def collect(
             "method": what["method"],
             "model": entry.model if entry.method != "world" else None,
             "weights": what.get("weights"),
+            "dtype": args.dtype,
             "failed": failed,
             "cache_bytes": None if args.report_only else renderer.cache_bytes(entry, prompts[0][0]),
         }
@@ -262,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; its own when absent")
     parser.add_argument(
         "--probe", type=lambda v: None if v == "none" else Path(v), help="weights of the oracle, or none"
     )
