@@ -314,8 +314,9 @@ class Engine:
         """One error to the one viewer; the server goes on."""
         if session.over:
             return
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         text = " ".join(str(error).split())[:300]
+        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        memory = memory or "can't allocate memory" in text  # torch's allocator for CPUs raises a plain RuntimeError
         if isinstance(error, ProtocolError):
             session.fail(error.code, text, retryable=error.retryable)
         elif isinstance(error, InputError):

@@ -50,7 +50,7 @@ def test_websockets_from_elsewhere_are_refused_before_they_are_accepted(
     served = serving()
     port = served.url.rsplit(":", 1)[1].rstrip("/")
     if "Host" in headers:  # the client library writes its own Host: speak plainly
-        with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as raw:
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as raw:
             raw.sendall(
                 b"GET /ws HTTP/1.1\r\nHost: evil.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -181,9 +181,9 @@ def test_sigterm_ends_politely(process: tuple[subprocess.Popen[str], str]) -> No
     assert client.start("a red ball")["type"] == "accepted"
     client.until_frame(12, timeout=60)
     running.send_signal(signal.SIGTERM)
-    error = client.until("error", timeout=20)
+    error = client.until("error", timeout=60)
     assert (error["code"], error["retryable"]) == ("shutting_down", True)
     assert client.until_closed() == 1012
-    assert running.wait(20) == 0
+    assert running.wait(60) == 0
     assert running.stderr is not None
     assert "Traceback" not in running.stderr.read()

@@ -90,7 +90,7 @@ def test_events_and_acks_need_a_session(serving: Serving) -> None:
 
 
 def test_rate_of_events(serving: Serving) -> None:
-    client = serving(event_burst=5, events_per_second=1.0).client()
+    client = serving(event_burst=5, events_per_second=0.001).client()
     client.start("a", fps=60)
     for i in range(8):
         client.send("event", event_id=f"e{i}", kind="pause")
@@ -101,7 +101,7 @@ def test_rate_of_events(serving: Serving) -> None:
 
 
 def test_unacknowledged_events_are_bounded(serving: Serving) -> None:
-    client = serving(FakeStudio(block_seconds=1.0), pending_events=3, event_burst=50).client()
+    client = serving(FakeStudio(block_seconds=3600), pending_events=3, event_burst=50).client()
     client.start("a")
     for i in range(6):
         client.send("event", event_id=f"e{i}", kind="prompt", prompt=f"p{i}")
@@ -134,12 +134,12 @@ def test_start_timeout(serving: Serving) -> None:
 
 
 def test_idle_timeout_and_ping(serving: Serving) -> None:
-    served = serving(idle_timeout=0.5)
+    served = serving(idle_timeout=3.0)
     client = served.client()
     client.ack = False
     client.start("a")
     for _ in range(4):
-        time.sleep(0.25)
+        time.sleep(0.9)
         client.send("ping")
         client.until("pong")
     assert client.until("error")["code"] == "idle_timeout"
@@ -167,8 +167,7 @@ def test_pause_timeout_frees_the_take(serving: Serving) -> None:
     client.send("event", event_id="p", kind="pause")
     error = client.until("error")
     assert (error["code"], error["fatal"]) == ("pause_timeout", True)
-    time.sleep(0.1)
-    assert studio.open_takes == 0
+    eventually(lambda: studio.open_takes == 0)
 
 
 def test_a_message_beyond_reading_closes_but_the_session_can_be_resumed(serving: Serving) -> None:
@@ -205,7 +204,7 @@ def test_garbage_on_the_port_leaves_the_server_alone(serving: Serving) -> None:
     served = serving()
     host, port = served.url.removeprefix("http://").rstrip("/").split(":")
     for data in (b"\x00" * 1000, b"GET /ws HTTP/1.1\r\n" + b"A: b\r\n" * 5000, b"\x16\x03\x01"):
-        with socket.create_connection((host, int(port)), timeout=2) as raw:
+        with socket.create_connection((host, int(port)), timeout=30) as raw:
             raw.sendall(data)
     assert served.client().start("a", seconds=0.25)["type"] == "accepted"
 

@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 
+from longvid.serve.engine import Engine
+from longvid.serve.limits import Limits
 from longvid.serve.server import LocalServer
+from longvid.serve.session import Session
 
 from .conftest import BLOCK, Client, FakeStudio, Served, colour_of, eventually
 from .pictures import colours
@@ -48,8 +51,10 @@ def test_resume_of_h264_begins_at_a_key(serving: Serving) -> None:
 
 def test_a_vanished_viewer_stops_generation_and_is_reaped_after_its_grace(serving: Serving) -> None:
     """DEMON#52 exits the process after each client, because memory stays."""
-    studio = FakeStudio()
-    served = serving(studio, grace=0.6)
+    studio = FakeStudio(take_bytes=4_000_000)
+    served = serving(studio)
+    passed = [0.0]  # seconds that the engine's clock is ahead
+    served.engine.clock = lambda: time.monotonic() + passed[0]
     client = served.client()
     token = client.start("a", fps=60)["resume_token"]
     client.until_frame(8)
@@ -59,7 +64,12 @@ def test_a_vanished_viewer_stops_generation_and_is_reaped_after_its_grace(servin
     eventually(lambda: not session.making)
     blocks = len(studio.log)
     assert studio.open_takes == 1  # kept
-    eventually(lambda: studio.open_takes == 0 and not served.engine.sessions, timeout=3)
+    assert served.engine.gauges()["longvid_session_memory_bytes"][1] == 4_000_000
+    passed[0] = served.engine.limits.grace
+    eventually(lambda: studio.open_takes == 0 and not served.engine.sessions)
+    gauges = {name: value for name, (_, value) in served.engine.gauges().items()}
+    assert gauges["longvid_session_memory_bytes"] == gauges["longvid_ring_bytes"] == 0
+    assert served.engine.telemetry.sessions["reaped"] == 1
     assert len(studio.log) == blocks  # nobody watched, nothing was made
     late = served.client()
     late.send("resume", resume_token=token, last_id=3)
@@ -104,7 +114,7 @@ def test_a_finished_video_can_still_be_fetched(serving: Serving) -> None:
     assert again.ids == list(range(2, 8))
 
 
-def test_sessions_share_one_model_fairly_and_keep_their_own_state(serving: Serving) -> None:
+def test_sessions_share_one_model_and_keep_their_own_state(serving: Serving) -> None:
     """Krea's second client re-initialises the cache that the first one uses."""
     studio = FakeStudio(block_seconds=0.01)
     served = serving(studio)
@@ -112,16 +122,37 @@ def test_sessions_share_one_model_fairly_and_keep_their_own_state(serving: Servi
     for name, client in clients.items():
         client.start(name, seconds=3.0, seed=len(name), fps=120)
     with ThreadPoolExecutor(3) as pool:  # three viewers watch at the same time
-        list(pool.map(lambda client: client.until("done", timeout=20), clients.values()))
+        list(pool.map(lambda client: client.until("done", timeout=60), clients.values()))
     for name, client in clients.items():
         assert client.ids == list(range(48))
         shown = colours(client)
         assert np.abs(shown[:, :2] - colour_of(name, len(name))).max() <= 4
         assert np.abs(shown[:, 2] - np.arange(48)).max() <= 4
-    order = [prompt for prompt, _, _ in studio.log]
-    for name in clients:  # nobody is far behind while the others are still at it
-        done = [order[: 6 * (i + 1)].count(name) for i in range(3)]
-        assert done[2] >= 4, order
+
+
+def test_the_session_with_the_least_model_time_is_next() -> None:
+    """One model, blocks in turn: a slow session does not starve the others, and one that waited saves up no claim."""
+    studio = FakeStudio()
+    engine = Engine(studio, Limits(), clock=lambda: 0.0)
+    viewer = Client.__new__(Client)  # present, and never spoken to
+    made: list[str] = []
+    for name in ("one", "two", "late"):
+        session = Session(studio.check(name, None, 0, None, None), "jpeg", engine.limits, clock=engine.clock)
+        session.viewer, session.state = viewer, "running" if name != "late" else "done"  # type: ignore[assignment]
+        engine._sessions[name] = session
+    costs = {"one": 1.0, "two": 3.0, "late": 1.0}
+    for turn in range(12):
+        if turn == 6:
+            engine._sessions["late"].state = "running"
+        session, wait = engine._next()
+        assert session is not None
+        assert wait == 0.0
+        engine._level = session.served
+        session.served += costs[session.order.prompt]
+        made.append(session.order.prompt)
+    assert made[:6].count("one") >= 4  # as much time for each, so three blocks of one to one of the other
+    assert "two" in made[:2]
+    assert 2 <= made[6:].count("late") <= 4  # at its turn at once, and no more than its share
 
 
 def test_a_session_too_many_is_refused_and_disturbs_nobody(serving: Serving) -> None:
@@ -150,6 +181,11 @@ def test_an_exception_is_one_error_for_one_viewer(serving: Serving) -> None:
     """Krea's loop logs the same error for ever."""
     studio = FakeStudio()
     studio.broken = {"bad": (2, RuntimeError("secret /etc/path")), "worse": (-1, MemoryError())}
+    # As torch's allocator for CPUs raises it.
+    studio.broken["worst"] = (
+        -1,
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    )
     served = serving(studio)
     good, bad, worse = served.client(), served.client(), served.client()
     good.start("good", fps=60)
@@ -160,8 +196,9 @@ def test_an_exception_is_one_error_for_one_viewer(serving: Serving) -> None:
     assert bad.ids == list(range(2 * BLOCK))  # what was made was sent first
     assert bad.silent(0.2)
     assert sum(message["type"] == "error" for message in bad.messages) == 1
-    worse.start("worse")
-    assert worse.until("error")["code"] == "out_of_memory"
+    for prompt in ("worse", "worst"):
+        worse.start(prompt)
+        assert worse.until("error")["code"] == "out_of_memory"
     good.until_frame(good.ids[-1] + 30 if good.ids else 30)
     assert studio.open_takes == 1
     bad.frames.clear()
