@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from longvid.kernels.cache_ops import ema_merge
+
 from .layer_store import CallView, LayerStore, Rotary, Scratch
 from .policies.participative import ParticipativePolicy, view_of
 from .policies.plan import Plan, Policy, RecachePlan, View
@@ -365,21 +367,18 @@ class FrameKVCache:
             raise RuntimeError(f"cache: sink frames {list(into)} are in slots {slots}, not in front")
         if not self._merged:
             if self._masters is None:
-                shape = self._raw[:, :, sink].shape
-                self._masters = (
-                    self._raw.new_empty(shape, dtype=torch.float32),
-                    self._raw.new_empty(shape, dtype=torch.float32),
-                )
+                like = self._raw[:, :, sink].float()
+                self._masters = (torch.empty_like(like), torch.empty_like(like))
             self._masters[0].copy_(self._raw[:, :, sink])
             self._masters[1].copy_(self._values[:, :, sink])
             self._merged = True
         assert self._masters is not None
+        flat = (-1, t, *self._raw.shape[3:])  # layers and batch side by side: one launch a frame
         for i, frame in enumerate(evicted):
-            a = self._slots[frame] * t
+            a, part = self._slots[frame] * t, slice(i * t, (i + 1) * t)
             for master, storage in zip(self._masters, (self._raw, self._values), strict=True):
-                master[:, :, i * t : (i + 1) * t].mul_(alpha).add_(storage[:, :, a : a + t].float(), alpha=1 - alpha)
-        self._raw[:, :, sink] = self._masters[0]
-        self._values[:, :, sink] = self._masters[1]
+                leaving, merged = storage[:, :, a : a + t].view(flat), storage[:, :, part].view(flat)
+                ema_merge(master[:, :, part].view(flat), leaving, alpha, out=merged)
         for slot in slots:
             self._phases[slot] = None
         self.stats.merged_frames += len(evicted)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from longvid.kernels.cache_ops import column_scores, gather_tokens
+
 from .policies.participative import ParticipativePolicy
 
 if TYPE_CHECKING:
@@ -86,14 +88,7 @@ class TokenSelector:
     def scores(self, keys_BTND: Tensor, queries: int) -> Tensor:
         """Importance of each key to the newest `queries` query tokens: raw dot products summed over heads and, for
         "sum", over queries (eq. 7); [B, T] float32."""
-        query = self.queries[:, self.queries.shape[1] - queries :].flatten(2)
-        key = keys_BTND.flatten(2)
-        heads, dim = keys_BTND.shape[2:]
-        if self.policy.fusion == "sum":
-            fused = torch.einsum("bc,btc->bt", query.sum(dim=1), key).float()
-        else:
-            fused = (query @ key.transpose(1, 2)).amax(dim=1).float()
-        return fused / (math.sqrt(dim) * heads)
+        return column_scores(self.queries[:, self.queries.shape[1] - queries :], keys_BTND, fusion=self.policy.fusion)
 
     def _compress(self, store: LayerStore, start: int, new_keys_BLND: Tensor) -> None:
         policy, own = self.policy, new_keys_BLND.shape[1]
@@ -116,10 +111,10 @@ class TokenSelector:
         recent = torch.arange(keep.recent_start, self.length, device=device).expand(batch, -1)
         moved = torch.cat([chosen, recent], dim=1)
         end = keep.sink + moved.shape[1]
-        index = moved[..., None, None].expand(-1, -1, *store.keys.shape[2:])
-        store.keys[:, keep.sink : end] = store.keys.gather(1, index)
-        store.values[:, keep.sink : end] = store.values.gather(1, index)
+        packed = gather_tokens(store.keys, store.values, moved)
+        store.keys[:, keep.sink : end], store.values[:, keep.sink : end] = packed
         if policy.unify and store.raw is not None:
+            index = moved[..., None, None].expand(-1, -1, *store.raw.shape[2:])
             store.raw[:, keep.sink : end] = store.raw.gather(1, index)
         self.frames[:, keep.sink : end] = self.frames.gather(1, moved)
         self.places[:, keep.sink : end] = self.places.gather(1, moved)

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longvid.kernels.backend import interpreting
+from longvid.kernels.cache_ops import rotate_tokens
+
 THETA = 10000.0
 
 
@@ -90,11 +93,17 @@ def apply_rotary(x_BLND: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = 
 
     out: written in place of a new tensor; its dtype may differ from x's.
     """
+    differentiable = torch.is_grad_enabled() and x_BLND.requires_grad
+    in_kernel = (x_BLND.is_cuda or interpreting()) and not differentiable and not torch.compiler.is_compiling()
+    length, half = x_BLND.shape[1], x_BLND.shape[-1] // 2
+    if in_kernel and cos.numel() == length * half:  # one table for all samples and heads
+        # one pass over memory in place of eight
+        return rotate_tokens(x_BLND, cos.reshape(length, half), sin.reshape(length, half), out=out)
     even, odd = x_BLND.unflatten(-1, (-1, 2)).unbind(-1)
     even, odd = even.float(), odd.float()
     if out is None:
         out = torch.empty_like(x_BLND, memory_format=torch.contiguous_format)
-    if torch.is_grad_enabled() and x_BLND.requires_grad:
+    if differentiable:
         pair = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
         return pair.flatten(-2).to(x_BLND.dtype)
     pairs = out.unflatten(-1, (-1, 2))
