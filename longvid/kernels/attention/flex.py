@@ -1,8 +1,9 @@
 """Block-sparse attention through torch's compiled `flex_attention`: an opt-in for inference.
 
-On a CPU it compiles a C++ kernel (20 s the first time for a shape, cached on disk afterwards), honours block lists and
-beats the gather loop by about a third in float32; it has neither log-sum-exp nor a backward pass there. Run without
-the compiler it would build the whole L x L mask, so it is never run that way.
+On a CPU it compiles a C++ kernel (20 s the first time for a shape, cached on disk afterwards) and honours block lists;
+it has neither log-sum-exp nor a backward pass there, and whether it beats the gather loop depends on the processor
+(docs/kernels.md has one that it does not). Run without the compiler it would build the whole L x L mask, so it is never
+run that way.
 """
 
 from __future__ import annotations

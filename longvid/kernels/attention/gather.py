@@ -6,9 +6,9 @@ One query block at a time: put its kept keys side by side (or, when they lie in 
 they are), and take an ordinary softmax over them. Each step is one large matrix product, which is what a CPU is good
 at: faster than dense attention from about half density down (benchmarks/attention.py has the measured table).
 
-Heads go in groups of as many as there are threads: one thread keeps one head's keys in its cache, many threads get a
-head each. The backward pass recomputes the weights from the log-sum-exp, as FlashAttention does (Dao 2022, algorithm
-4); letting autograd differentiate the slices instead would allocate all of K and V once a block.
+Heads go in groups: at least one a thread, and more while a group's scores stay in cache, which spares calls. The
+backward pass recomputes the weights from the log-sum-exp, as FlashAttention does (Dao 2022, algorithm 4); letting
+autograd differentiate the slices instead would allocate all of K and V once a block.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from longvid.kernels.blocks import BlockCSR
 
 LONG_RUN = 256  # tokens; runs this long on average are multiplied in place, shorter ones are gathered first
+CACHE_BYTES = 3 << 19  # scores, keys and values of the heads that go together: what a core's own cache may hold
 LEAST_EXPONENT = -60.0  # exp(-60) = 9e-27 changes no sum in float32; below -87 results are subnormal and 100x slower
 
 
@@ -83,20 +84,27 @@ class _Keys:
             total[:, first:end].baddbmm_(weights[:, :, a:b].transpose(1, 2), rows)
 
 
-def _groups(blocks: BlockCSR, batch: int, heads: int) -> list[tuple[list[Any], slice]]:
-    """(rows of the mask, slice of the flattened batch x heads) to process together."""
-    rows, size = _rows(blocks), max(1, torch.get_num_threads())
-    if blocks.mask_heads == 1:
-        return [(rows[0], slice(i, min(i + size, batch * heads))) for i in range(0, batch * heads, size)]
-    return [(rows[i % heads], slice(i, i + 1)) for i in range(batch * heads)]
+def _extent(blocks: BlockCSR) -> tuple[int, int]:
+    """(keys of the fullest query block, rows of the longest)."""
+    rows = [row for head in _rows(blocks) for row in head]
+    kept = max(sum(b - a for a, b in runs) for _, _, runs, _ in rows)
+    return kept, max(end - first for first, end, _, _ in rows)
+
+
+def _groups(blocks: BlockCSR, like: Tensor, heads: int) -> list[tuple[list[Any], slice]]:
+    """(rows of the mask, slice of the flattened batch x heads) to process together; `like` is [batch * heads, L, D]."""
+    rows, total = _rows(blocks), len(like)
+    if blocks.mask_heads > 1:
+        return [(rows[i % heads], slice(i, i + 1)) for i in range(total)]
+    kept, longest = _extent(blocks)
+    each = max(1, kept * (longest + 2 * like.shape[-1]) * like.element_size())
+    size = max(torch.get_num_threads(), CACHE_BYTES // each, 1)
+    return [(rows[0], slice(i, min(i + size, total))) for i in range(0, total, size)]
 
 
 def _scratch(blocks: BlockCSR, group: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Buffers reused for every query block: two of keys x D, two of rows x keys."""
-    kept, rows = 0, 0
-    for head in _rows(blocks):
-        for first, end, runs, _ in head:
-            kept, rows = max(kept, sum(b - a for a, b in runs)), max(rows, end - first)
+    kept, rows = _extent(blocks)
     keys = [like.new_empty(group * kept * like.shape[-1]) for _ in range(2)]
     scores = [like.new_empty(group * rows * kept) for _ in range(2)]
     return keys[0], keys[1], scores[0], scores[1]
@@ -110,7 +118,7 @@ class _GatherAttention(torch.autograd.Function):
         qf, kf, vf = (x.to(work).flatten(0, 1) for x in (q, k, v))
         out = torch.zeros(batch * heads, length, dim, dtype=work, device=q.device)
         lse = torch.full((batch * heads, length), -torch.inf, dtype=work, device=q.device)
-        groups = _groups(blocks, batch, heads)
+        groups = _groups(blocks, qf, heads)
         key_buffer, value_buffer, score_buffer, _ = _scratch(blocks, groups[0][1].stop, qf)
         for rows, group in groups:
             qg, kg, vg = qf[group] * scale, kf[group], vf[group]
@@ -133,12 +141,12 @@ class _GatherAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         blocks, scale = ctx.blocks, ctx.scale
-        batch, heads, _, _ = q.shape
+        heads = q.shape[1]
         qf, kf, vf, df = (x.to(out.dtype).flatten(0, 1) for x in (q, k, v, d_out))
         # dS = P * (dP - delta) with delta = rowsum(dO * O); a gradient on lse adds P * d_lse.
         delta = (df * out).sum(-1, keepdim=True) - d_lse.to(out.dtype).flatten(0, 1).unsqueeze(-1)
         dq, dk, dv = torch.zeros_like(qf), torch.zeros_like(kf), torch.zeros_like(vf)
-        groups = _groups(blocks, batch, heads)
+        groups = _groups(blocks, qf, heads)
         key_buffer, value_buffer, score_buffer, grad_buffer = _scratch(blocks, groups[0][1].stop, qf)
         for rows, group in groups:
             qg, kg, vg, dg = qf[group] * scale, kf[group], vf[group], df[group]
