@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -32,6 +33,11 @@ def forget_warnings() -> None:
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors: decided when the process starts."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Where Triton launches: it takes the current GPU, which need not be the one that the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def triton_reason(device: torch.device) -> str | None:

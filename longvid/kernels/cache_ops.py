@@ -9,13 +9,13 @@ Shape letters: B batch, T tokens of a storage, L tokens read, R recent queries, 
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longvid.kernels import cache_plain
-from longvid.kernels.backend import interpreting, resolve, triton_reason
+from longvid.kernels.backend import interpreting, on_device, resolve, triton_reason
 
 __all__ = ["CACHE_BACKENDS", "column_mass", "column_scores", "ema_merge", "gather_tokens", "rotate_tokens"]
 
@@ -23,15 +23,17 @@ CACHE_BACKENDS = ("auto", "triton", "plain")
 FUSIONS = ("sum", "max")
 
 
-def _implementation(backend: str, x: Tensor, strict: bool) -> ModuleType:
+def _run(name: str, backend: str, x: Tensor, strict: bool, *arguments: object) -> Any:
+    """Function `name` of the implementation that serves `backend` on x's device."""
     if backend == "auto":
         backend = "triton" if x.device.type == "cuda" or interpreting() else "plain"
     reasons = {"triton": triton_reason(x.device), "plain": None}
     if resolve(backend, reasons, "plain", strict=strict, what="cache kernels") == "plain":
-        return cache_plain
+        return getattr(cache_plain, name)(*arguments)
     from longvid.kernels import cache_triton
 
-    return cache_triton
+    with on_device(x.device):
+        return getattr(cache_triton, name)(*arguments)
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def rotate_tokens(
     elif out.shape != shape or out.stride(-1) != 1:
         raise ValueError(f"out {tuple(out.shape)}: must be {shape} with a contiguous last dimension")
     source = source_BTND if index is not None else source_BTND[:, :length]
-    _implementation(backend, source, strict).rotate_tokens(source, cos, sin, index, out)
+    _run("rotate_tokens", backend, source, strict, source, cos, sin, index, out)
     return out
 
 
@@ -81,7 +83,7 @@ def column_scores(
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: must be 'sum' or 'max'")
-    return _implementation(backend, k_BTND, strict).column_scores(q_BRND, k_BTND, fusion)  # type: ignore[no-any-return]
+    return _run("column_scores", backend, k_BTND, strict, q_BRND, k_BTND, fusion)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -100,7 +102,7 @@ def column_mass(
     the result over all keys then sums to R. The R x T matrix is never stored. `scale` defaults to D^-0.5.
     """
     scale = k_BTND.shape[-1] ** -0.5 if scale is None else scale
-    return _implementation(backend, k_BTND, strict).column_mass(q_BRND, k_BTND, lse_BNR, scale)  # type: ignore[no-any-return]
+    return _run("column_mass", backend, k_BTND, strict, q_BRND, k_BTND, lse_BNR, scale)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def gather_tokens(
             f"k {tuple(k_BTND.shape)}, v {tuple(v_BTND.shape)}, index {tuple(index_BL.shape)}: must share the batch, "
             "and k and v their shape"
         )
-    return _implementation(backend, k_BTND, strict).gather_tokens(k_BTND, v_BTND, index_BL)  # type: ignore[no-any-return]
+    return _run("gather_tokens", backend, k_BTND, strict, k_BTND, v_BTND, index_BL)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -140,4 +142,4 @@ def ema_merge(
         )
     if not (master_BTND[0].is_contiguous() and out[0].is_contiguous()):
         raise ValueError("master and out: the tokens of a sample must be contiguous")
-    _implementation(backend, out, strict).ema_merge(master_BTND, evicted_BTND, alpha, out)
+    _run("ema_merge", backend, out, strict, master_BTND, evicted_BTND, alpha, out)

@@ -18,7 +18,7 @@ from torch import Tensor
 from longvid.kernels.attention.flex import flex_block_sparse_attention, flex_reason
 from longvid.kernels.attention.gather import gather_block_sparse_attention
 from longvid.kernels.attention.naive import naive_block_sparse_attention
-from longvid.kernels.backend import interpreting, resolve, triton_reason
+from longvid.kernels.backend import interpreting, on_device, resolve, triton_reason
 from longvid.kernels.blocks import BlockCSR
 
 __all__ = ["ATTENTION_BACKENDS", "block_sparse_attention", "choose_backend", "merge_attention"]
@@ -127,7 +127,8 @@ def block_sparse_attention(
     if chosen == "triton":
         from longvid.kernels.attention.fused import triton_block_sparse_attention
 
-        out, lse = triton_block_sparse_attention(q_BNLD, k_BNKD, v_BNKD, blocks, scale)
+        with on_device(q_BNLD.device):
+            out, lse = triton_block_sparse_attention(q_BNLD, k_BNKD, v_BNKD, blocks, scale)
     elif chosen == "gather":
         out, lse = gather_block_sparse_attention(q_BNLD, k_BNKD, v_BNKD, blocks, scale)
     elif chosen == "flex":
