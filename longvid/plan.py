@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longvid.config import MethodConfig
 from longvid.models.folder import ModelFolder
 from longvid.prompts import PromptSchedule
+
+if TYPE_CHECKING:
+    from longvid.pipelines.request import Request
 
 DEFAULT_FPS = 16.0
 DEFAULT_SIZE = (480, 832)
@@ -51,19 +54,25 @@ def cost_per_block(method: MethodConfig) -> Cost:
     return Cost(steps + 1, n * (steps + 1), n)
 
 
-def planned_blocks(
-    *, frames: int, latent_frames: int, first: int, block: int, temporal: int, fps: float, prompt: PromptSchedule
-) -> Iterator[PlannedBlock]:
-    """The blocks in order. ``first``: latent frames of the first block. A prompt acts from the first block that starts
-    at or after its own start."""
-    starts = [0] + [1 + (max(round(start * fps), 1) - 1) // temporal for start in prompt.starts[1:]]
-    start, index = 0, 0
-    while start < latent_frames:
-        end = start + (first if index == 0 else block)
-        shown = tuple(min(frames, 0 if f == 0 else 1 + (f - 1) * temporal) for f in (start, end))
-        part = max(i for i, at in enumerate(starts) if at <= start)
-        yield PlannedBlock(index, (start, end), (shown[0], shown[1]), part)
-        start, index = end, index + 1
+def planned_blocks(request: Request, temporal: int) -> Iterator[PlannedBlock]:
+    """The blocks of a request with a length, in order. temporal: video frames a latent frame.
+
+    A prompt acts from the first block that starts at or after its own start; behind a hard cut frames count anew.
+    """
+    from longvid.pipelines.schedules.timeline import Timeline
+
+    timeline, grid, first, part = Timeline(temporal), request.grid, 0, 0
+    for index in range(request.blocks or 0):
+        block = grid[index - first]
+        while part < len(request.switches) and timeline.latent + block.start >= request.switches[part].frame:
+            if request.switches[part].cut:
+                timeline = timeline.cut(timeline.latent + block.start)
+                grid, first = request.scene_grid, index
+                block = grid[0]
+            part += 1
+        start, end = timeline.latent + block.start, timeline.latent + block.end
+        shown = (timeline.video_frame(start), min(request.frames or 0, timeline.video_frame(end)))
+        yield PlannedBlock(index, (start, end), shown, part)
 
 
 class Memory(NamedTuple):
@@ -141,17 +150,7 @@ def plan_lines(request: Any, folder: ModelFolder | None, prompt: PromptSchedule,
         f"{request.latent_frames} latent frames",
         f"timesteps: {levels if method.schedule.kind != 'fifo' else 'one a slot of the queue'}",
     ]
-    blocks = list(
-        planned_blocks(
-            frames=request.frames,
-            latent_frames=request.latent_frames,
-            first=request.grid[0].frames,
-            block=method.schedule.frames_per_block,
-            temporal=temporal,
-            fps=request.fps,
-            prompt=prompt,
-        )
-    )
+    blocks = list(planned_blocks(request, temporal))
     cost = cost_per_block(method)
     lines.append(
         f"blocks: {len(blocks)}, each {cost.calls:g} model calls over {cost.frames:g} latent frames once it runs"

@@ -11,33 +11,24 @@ from longvid.config import MethodConfig
 from longvid.models.folder import read_model_folder
 from longvid.plan import cost_per_block, estimate_memory, human_bytes, planned_blocks
 from longvid.progress import clock
-from longvid.prompts import parse_prompt
 
 CHUNKED = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing")
 
 
+@pytest.mark.parametrize("cut", ["", "[5s#]"], ids=["flowing", "cut"])
 @pytest.mark.parametrize("method", CHUNKED)
-def test_blocks_frames_and_calls_are_the_rollouts(make_tiny_pipe: Any, method: str) -> None:
+def test_blocks_frames_and_calls_are_the_rollouts(make_tiny_pipe: Any, method: str, cut: str) -> None:
     pipe = make_tiny_pipe(method)
-    text = "a red ball[1s] | a blue star"
+    text = f"a red ball[1s] | a blue star{cut}"
     request = pipe.check_inputs(text, seconds=6, seed=0)
-    planned = list(
-        planned_blocks(
-            frames=request.frames,
-            latent_frames=request.latent_frames,
-            first=request.grid[0].frames,
-            block=3,
-            temporal=4,
-            fps=16,
-            prompt=parse_prompt(text),
-        )
-    )
+    planned = list(planned_blocks(request, temporal=4))
     rollout = pipe.rollout(text, seconds=6, seed=0)
     made, prompts = [], []
     for block in rollout:
         made.append(block)
         prompts.append(rollout.prompt)
     assert [(b.start_frame, b.start_frame + b.latents.shape[2]) for b in made] == [b.latent_frames for b in planned]
+    assert [b.video_frame for b in made] == [b.video_frames[0] for b in planned]
     assert planned[0].video_frames == (0, 9)
     assert planned[-1].video_frames[1] == 96
     assert sum(end - start for start, end in (b.video_frames for b in planned)) == 96

@@ -267,7 +267,9 @@ class LongVideoPipeline(DiffusionPipeline):
             noise=SeededNoise(request.seeds),
             height=request.height // vae_factor,
             width=request.width // vae_factor,
-            frames=request.latent_frames,
+            video_frames=request.frames,
+            scene_grid=request.scene_grid,
+            temporal=self._facts.temporal,
             sampler=schedule.sampler,
             context_noise=cache.context_noise,
             guidance_scale=schedule.guidance_scale,
@@ -290,15 +292,15 @@ class LongVideoPipeline(DiffusionPipeline):
     def decoded(self, rollout: Any, frames: int | None, decoder: Any = None) -> Iterator[tuple[Any, Tensor]]:
         """(block, its video float32 [B, 3, T, H, W] in [-1, 1]), cut to `frames` video frames in all.
 
-        decoder: a streaming decoder to go on with; a new one when None.
+        decoder: a streaming decoder to go on with; a new one when None. It starts anew at every hard cut.
         """
         decoder = decoder or streaming_decoder(self.vae)
-        k = self._facts.temporal
         for block in rollout:
-            start = 0 if block.start_frame == 0 else 1 + (block.start_frame - 1) * k
+            if block.new_scene:
+                decoder.reset()
             video = decoder.decode(block.latents.to(self.vae.dtype))
             if frames is not None:
-                video = video[:, :, : max(0, frames - start)]
+                video = video[:, :, : max(0, frames - block.video_frame)]
             if video.shape[2]:
                 yield block, video
 
@@ -313,10 +315,8 @@ class LongVideoPipeline(DiffusionPipeline):
         return self._chunks(request, rollout)
 
     def _chunks(self, request: Request, rollout: Any) -> Iterator[VideoChunk]:
-        k = self._facts.temporal
         for block, video in self.decoded(rollout, request.frames):
-            start = 0 if block.start_frame == 0 else 1 + (block.start_frame - 1) * k
-            yield VideoChunk(to_uint8(video)[0], block.index, start, block.stats)
+            yield VideoChunk(to_uint8(video)[0], block.index, block.video_frame, block.stats)
 
     @torch.no_grad()
     def __call__(
@@ -375,16 +375,14 @@ class LongVideoPipeline(DiffusionPipeline):
             num_videos_per_prompt=num_videos_per_prompt,
             method=method,
         )
-        total = request.grid.count(request.latent_frames or 1)
-        with self.progress_bar(total=total) as progress:
+        parts = []
+        with self.progress_bar(total=request.blocks) as progress:
             if output_type == "latent":
-                parts = []
                 for block in rollout:
                     parts.append(block.latents)
                     progress.update()
                 frames: Any = torch.cat(parts, dim=2)
             else:
-                parts = []
                 for _, piece in self.decoded(rollout, request.frames):
                     parts.append(piece.cpu())
                     progress.update()

@@ -22,6 +22,7 @@ from longvid.pipelines.diagonal import DiagonalRoll, RollPrompt
 from longvid.pipelines.fifo_settings import FifoSettings
 from longvid.pipelines.noise import NoiseSource
 from longvid.pipelines.rollout import LatentBlock, StepHook
+from longvid.pipelines.schedules.timeline import Timeline
 from longvid.pipelines.solvers import FlowSolver
 
 
@@ -47,11 +48,14 @@ class FifoRollout(Iterator[LatentBlock]):
         text: the same, encoded.
         noise: see ``noise.py``.
         height, width: of the latents.
-        frames: latent frames in all, initial ones included; None is endless.
+        frames: latent frames in all, initial ones included; None is endless. A hard cut adds the latent frames that its
+            scene needs for the video to last as long; see ``Timeline``.
         encode: what turns ``set_prompt``'s text into a ``RollPrompt``.
         switches: (latent frame, words, hard cut) in order: later prompts, each from its frame on.
         initial: latents ``[B, C, F, h, w]`` to continue from; the queue is then filled with them, re-noised.
         on_step: called after each step of the first clip and after each pass; see ``DiagonalRoll``.
+        video_frames: the length in video frames, in place of ``frames``.
+        temporal: video frames of a latent frame, as the VAE decodes it; the first of a scene is one.
 
     Raises:
         InputError: a length or initial latents that cannot be.
@@ -67,15 +71,19 @@ class FifoRollout(Iterator[LatentBlock]):
         noise: NoiseSource,
         height: int,
         width: int,
-        frames: int | None,
+        frames: int | None = None,
         encode: Callable[[str], RollPrompt] | None = None,
         switches: Sequence[tuple[int, str, bool]] = (),
         initial: Tensor | None = None,
         on_step: StepHook | None = None,
+        video_frames: int | None = None,
+        temporal: int = 4,
     ) -> None:
         if frames is not None and frames < 1:
             raise InputError(f"latent frames={frames}: must be 1 or more")
-        self.denoiser, self.settings, self.frames, self.on_step = denoiser, settings, frames, on_step
+        self.denoiser, self.settings, self.on_step = denoiser, settings, on_step
+        self._timeline = Timeline(temporal)
+        self.length = video_frames if frames is None else self._timeline.video_frame(frames)
         self.batch = text.text.batch
         self._shape = (self.batch, denoiser.channels, height, width)
         self._source, self._encode = noise, encode
@@ -108,6 +116,13 @@ class FifoRollout(Iterator[LatentBlock]):
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
+    @property
+    def frames(self) -> int | None:
+        """Latent frames in all, if no further cut comes."""
+        if self.length is None:
+            return None
+        return self._timeline.latent + self._timeline.latents_until(self.length)
+
     def __iter__(self) -> FifoRollout:
         return self
 
@@ -127,8 +142,10 @@ class FifoRollout(Iterator[LatentBlock]):
                 return self._finish(leaving)
 
     def _begin_scene(self) -> None:
+        continued = self._initial is not None and self._roll is None and self._next not in self._cuts
         self._cuts = [cut for cut in self._cuts if cut > self._next]
-        continued = self._initial is not None and self._roll is None
+        if not continued:
+            self._timeline = self._timeline.cut(self._next)
         self._roll = self._new_roll(continued, 0 if continued else self._next)
         if continued:
             assert self._initial is not None
@@ -174,7 +191,15 @@ class FifoRollout(Iterator[LatentBlock]):
         if self._roll is not None:
             self._roll.frames_processed = 0
         self._calls_before, self._clock = calls, now
-        block = LatentBlock(self._next, self._next, latents, given, stats)
+        block = LatentBlock(
+            self._next,
+            self._next,
+            latents,
+            given,
+            stats,
+            video_frame=self._timeline.video_frame(self._next),
+            new_scene=self._next == self._timeline.latent,
+        )
         self._next += 1
         self._forget_prompts()
         return block
@@ -267,7 +292,8 @@ class FifoRollout(Iterator[LatentBlock]):
             "additions": repr(settings.additions),
             "window_batch": settings.window_batch,
             "shape": list(self._shape),
-            "frames": self.frames,
+            "length": self.length,
+            "temporal": self._timeline.temporal,
         }
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -280,6 +306,7 @@ class FifoRollout(Iterator[LatentBlock]):
             "next": self._next,
             "given": self._given,
             "cuts": list(self._cuts),
+            "scene": [self._timeline.latent, self._timeline.video],
             "keys": self._keys,
             "switches": [list(switch) for switch in self._switches],
             "prompts": [
@@ -325,6 +352,7 @@ class FifoRollout(Iterator[LatentBlock]):
             text = RollPrompt(context, positions, tuple(facts["subject"]))
             self._prompts.append(_Part(facts["key"], facts["frame"], facts["words"], text))
         self._next, self._given, self._cuts = meta["next"], meta["given"], list(meta["cuts"])
+        self._timeline = Timeline(self._timeline.temporal, *meta["scene"])
         self._keys = meta["keys"]
         self._switches = deque((frame, words, cut) for frame, words, cut in meta["switches"])
         initial = tensors.get("initial")

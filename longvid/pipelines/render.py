@@ -328,7 +328,7 @@ class _Meter:
     def start(self, request: Any, frames: int, blocks: int) -> None:
         self._begun = time.perf_counter()
         self._request, self._frames, self._new, self._blocks, self._step = request, frames, 0, blocks, 0
-        self._total_blocks = request.grid.count(request.latent_frames)
+        self._total_blocks = request.blocks
         schedule = request.method.schedule
         self._steps = None if schedule.kind == "fifo" else len(request.sigmas) if schedule.kind == "chunk" else 1
 

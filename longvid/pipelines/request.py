@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from longvid.cache.policies import ParticipativePolicy, Policy, policy_from_conf
 from longvid.config import AttentionConfig, MethodConfig, to_mapping
 from longvid.errors import InputError
 from longvid.presets import merge, resolve_method
-from longvid.prompts import parse_prompt
+from longvid.prompts import PromptSchedule, parse_prompt
 
 from .schedules.blocks import BlockGrid
 from .schedules.sigmas import even_steps, step_sigmas
+from .schedules.timeline import Timeline
 
 MAX_SECONDS = 7 * 24 * 3600.0
 
@@ -51,7 +52,8 @@ class PromptSwitch:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A resolved request. frames: video frames in all (None: endless). latent_frames: whole blocks that hold them."""
+    """A resolved request. frames: video frames in all (None: endless). latent_frames: whole blocks that hold them, hard
+    cuts included; blocks: their number. grid: blocks of the video; scene_grid: of scenes behind hard cuts."""
 
     method: MethodConfig
     prompts: tuple[str, ...]
@@ -59,11 +61,13 @@ class Request:
     switches: tuple[PromptSwitch, ...]
     frames: int | None
     latent_frames: int | None
+    blocks: int | None
     height: int
     width: int
     seeds: tuple[int, ...]
     sigmas: tuple[float, ...]
     grid: BlockGrid
+    scene_grid: BlockGrid
     fps: float
 
     @property
@@ -134,17 +138,18 @@ def resolve(
     _positive("num_videos_per_prompt", num_videos_per_prompt)
     frames = _frames(schedules[0], seconds, num_frames, endless, facts)
     grid = _grid(method, given_frames)
+    scene_grid = replace(grid, independent_first_frame=method.schedule.independent_first_frame)
+    given_blocks = grid.count(given_frames) if given_frames else 0
+    switches, timeline, blocks = _switches(schedules[0], frames, facts, grid, scene_grid, given_blocks)
     latent_frames = None
     if frames is not None:
-        latent_frames = grid.round_up(1 + math.ceil((frames - 1) / facts.temporal))
-        if given_frames and grid.count(given_frames) >= grid.count(latent_frames):
+        own = scene_grid if timeline.latent else grid
+        scene = own.round_up(timeline.latents_until(frames))
+        latent_frames, blocks = timeline.latent + scene, blocks + own.count(scene)
+        if given_frames and given_blocks >= blocks:
             raise InputError(
                 f"num_frames={frames}: those given fill {given_frames} of {latent_frames} latent frames; ask for more"
             )
-    switches = []
-    for part, start in list(zip(schedules[0].parts, schedules[0].starts, strict=True))[1:]:
-        first = max(round(start * facts.fps), 1)
-        switches.append(PromptSwitch(1 + (first - 1) // facts.temporal, part.text, part.cut))
     texts = [schedule.parts[0].text for schedule in schedules]
     negative = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt, empty=True)
     if len(negative) not in (1, len(texts)):
@@ -159,11 +164,13 @@ def resolve(
         switches=tuple(switches),
         frames=frames,
         latent_frames=latent_frames,
+        blocks=blocks if frames is not None else None,
         height=_side("height", height, facts.height, facts.spatial),
         width=_side("width", width, facts.width, facts.spatial),
         seeds=_seeds(seed, generator, batch),
         sigmas=step_sigmas(method.schedule.steps, method.schedule.shift, method.schedule.warp),
         grid=grid,
+        scene_grid=scene_grid,
         fps=facts.fps,
     )
     if method.schedule.kind == "fifo":
@@ -190,8 +197,7 @@ def rehearse(request: Request) -> None:
     resident: list[int] = []
     memory: Mapping[str, int] = {}
     index = 0
-    limit = None if request.latent_frames is None else request.grid.count(request.latent_frames)
-    while limit is None or index < limit:
+    while request.blocks is None or index < request.blocks:
         block = request.grid[index]
         plan = policy.plan(resident, block.start, block.frames, block.frames, memory)
         resident = [frame for frame in resident if frame not in plan.evict] + list(range(block.start, block.end))
@@ -236,6 +242,44 @@ def _frames(schedule: Any, seconds: Any, num_frames: Any, endless: bool, facts: 
             return None
         raise InputError("seconds=None: give seconds or num_frames, or write the length into the prompt: 'prompt[10s]'")
     return max(1, round(float(schedule.length(seconds)) * facts.fps))
+
+
+def _switches(
+    schedule: PromptSchedule,
+    frames: int | None,
+    facts: ModelFacts,
+    grid: BlockGrid,
+    scene_grid: BlockGrid,
+    given_blocks: int,
+) -> tuple[list[PromptSwitch], Timeline, int]:
+    """The later parts of a schedule, each from the first block that begins in or behind the latent frame of its second.
+
+    Also gives the last scene's timeline, and the number of blocks before that scene.
+
+    Raises:
+        InputError: a part that no block would show.
+    """
+    timeline, own, before = Timeline(facts.temporal), grid, 0
+    switches: list[PromptSwitch] = []
+    shown = 0
+    for number, (part, start) in enumerate(zip(schedule.parts[1:], schedule.starts[1:], strict=True), start=2):
+        wanted = timeline.latent_frame(max(round(start * facts.fps), 1))
+        index = max(own.next_block(wanted - timeline.latent), given_blocks - before)
+        latent = timeline.latent + own[index].start
+        video = timeline.video_frame(latent)
+        late = frames is not None and video >= frames
+        if late or (switches and video == shown):
+            lost, why = (number, "the video ends") if late else (number - 1, f"part {number} begins")
+            block = own.frames_per_block * facts.temporal / facts.fps
+            raise InputError(
+                f"prompt: part {lost} would never be shown: a prompt begins with a block ({block:g} s), and before the "
+                f"next one, at {video / facts.fps:g} s, {why}; give it more seconds, or drop it"
+            )
+        shown = video
+        if part.cut:
+            timeline, own, before = timeline.cut(latent), scene_grid, before + index
+        switches.append(PromptSwitch(latent, part.text, part.cut))
+    return switches, timeline, before
 
 
 def _grid(method: MethodConfig, given_frames: int) -> BlockGrid:

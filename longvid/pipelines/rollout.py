@@ -25,6 +25,7 @@ from ..models.denoiser import Denoiser, TextContext
 from .noise import NoiseSource
 from .rollout_state import restore_state, take_state
 from .schedules.blocks import Block, BlockGrid, Schedule
+from .schedules.timeline import Timeline
 
 StepHook = Callable[[int, float, Tensor], Tensor | None]
 """(model call, timestep of its noisiest frame, latents [B, C, F, h, w] after the step) -> latents to use instead."""
@@ -35,6 +36,8 @@ class LatentBlock:
     """A finished block: `latents` float32 [B, C, F, h, w] of the latent frames from `start_frame`.
 
     given: it came in as an initial latent. stats: model_calls, frames_processed and seconds since the block before.
+    video_frame: video frames before it. new_scene: it begins the video, or a scene behind a hard cut; its first latent
+    frame is one picture, and a decoder starts anew with it.
     """
 
     index: int
@@ -42,6 +45,8 @@ class LatentBlock:
     latents: Tensor
     given: bool = False
     stats: dict[str, float] = field(default_factory=dict)
+    video_frame: int = 0
+    new_scene: bool = False
 
 
 class Rollout(Iterator[LatentBlock]):
@@ -49,10 +54,13 @@ class Rollout(Iterator[LatentBlock]):
 
     sigmas: noise level of each step, falling (the schedule has as many steps). sampler: "renoise" (predict x0, then
     fresh noise at the next level) or "euler" (x + (sigma' - sigma) v). frames: latent frames in all, initial ones
-    included; None = endless. context_noise: timestep announced in commit calls. recache: at a prompt switch "none"
-    keeps the keys, "window" re-encodes the recent frames under the new prompt, "all" the sink too. encode: what turns
-    `set_prompt`'s text into a TextContext. switches: (latent frame, prompt, hard cut) in order; each acts from
-    the first block that starts there or later. initial: latents [B, C, F, h, w] to continue from.
+    included; None = endless. A hard cut adds the latent frames that its scene needs for the video to last as long: a
+    scene's first one is one video frame, later ones are `temporal` (of the VAE). video_frames: the length in video
+    frames, in place of frames. scene_grid: blocks of the scenes behind hard cuts, `grid` when None. context_noise:
+    timestep announced in commit calls. recache: at a prompt switch "none" keeps the keys, "window" re-encodes the
+    recent frames under the new prompt, "all" the sink too. encode: what turns `set_prompt`'s text into a TextContext.
+    switches: (latent frame, prompt, hard cut) in order; each acts from the first block that starts there or later.
+    initial: latents [B, C, F, h, w] to continue from.
 
     Raises InputError for lengths that are no whole number of blocks; FloatingPointError when a block is not finite.
     """
@@ -69,7 +77,7 @@ class Rollout(Iterator[LatentBlock]):
         noise: NoiseSource,
         height: int,
         width: int,
-        frames: int | None,
+        frames: int | None = None,
         sampler: str = "renoise",
         context_noise: float = 0.0,
         guidance_scale: float = 1.0,
@@ -80,6 +88,9 @@ class Rollout(Iterator[LatentBlock]):
         switches: Sequence[tuple[int, str, bool]] = (),
         on_step: StepHook | None = None,
         cache_dtype: torch.dtype | None = None,
+        video_frames: int | None = None,
+        scene_grid: BlockGrid | None = None,
+        temporal: int = 4,
     ) -> None:
         if len(sigmas) != schedule.steps:
             raise InputError(f"sigmas={tuple(sigmas)}: the schedule has {schedule.steps} steps")
@@ -88,8 +99,15 @@ class Rollout(Iterator[LatentBlock]):
         self.denoiser, self.schedule, self.policy, self.grid, self.noise = denoiser, schedule, policy, grid, noise
         self.sigmas, self.sampler, self.context_noise = tuple(sigmas), sampler, float(context_noise)
         self.guidance_scale, self.recache, self.on_step = guidance_scale, recache, on_step
-        self.height, self.width, self.frames = height, width, frames
-        self.blocks = None if frames is None else grid.count(frames)
+        self.height, self.width = height, width
+        self._scene_grid = scene_grid or grid
+        self._timeline = Timeline(temporal)
+        self._scene = 0  # first block of the scene
+        if frames is not None:
+            grid.count(frames)
+            video_frames = self._timeline.video_frame(frames)
+        self.length = video_frames
+        self.blocks = self._all_blocks()
         self.prompt, self._text, self._encode = prompt, text, encode
         self.batch = text.batch
         self.cache = denoiser.new_cache(
@@ -99,7 +117,7 @@ class Rollout(Iterator[LatentBlock]):
         if initial is not None:
             self._given.extend(self._cut(initial))
         self._entered = len(self._given)  # blocks that have left noise, or came in
-        self._scene = (0, self._entered)  # (first frame, first generated block) of the scene
+        self._first = self._entered  # first generated block of the scene
         self._scene_end: int | None = None  # blocks of the scene, when a hard cut has closed it
         self._call = 0  # calls of the scene
         self._calls = 0  # calls in all
@@ -122,12 +140,24 @@ class Rollout(Iterator[LatentBlock]):
             raise InputError("initial latents: contain NaN or infinity; encode the input again")
         count = self.grid.count(frames)
         if self.blocks is not None and count >= self.blocks:
-            raise InputError(
-                f"initial latents: {frames} frames leave nothing to generate in {self.frames}; ask for more"
-            )
+            total = self.block(self.blocks - 1).end
+            raise InputError(f"initial latents: {frames} frames leave nothing to generate in {total}; ask for more")
         initial = initial.to(self.denoiser.device, torch.float32)
-        blocks = [self.grid[i] for i in range(count)]
+        blocks = [self.block(i) for i in range(count)]
         return [(block, initial[:, :, block.start : block.end]) for block in blocks]
+
+    def block(self, index: int) -> Block:
+        """The index-th block of the video; of this scene, or as if it went on for ever."""
+        grid = self.grid if self._scene == 0 else self._scene_grid
+        block = grid[index - self._scene]
+        return Block(index, block.start + self._timeline.latent, block.frames)
+
+    def _all_blocks(self) -> int | None:
+        """Blocks in all, if no cut comes."""
+        if self.length is None:
+            return None
+        grid = self.grid if self._scene == 0 else self._scene_grid
+        return self._scene + grid.count(grid.round_up(self._timeline.latents_until(self.length)))
 
     # ---------------------------------------------------------------- the loop
 
@@ -154,10 +184,10 @@ class Rollout(Iterator[LatentBlock]):
     def _next_window(self) -> list[tuple[Block, int]] | None:
         """The next call's (block, step) pairs; prompt switches happen here, where a block may enter."""
         while True:
-            if self._next_prompt is None and self._switches and self.grid[self._entered].start >= self._switches[0][0]:
+            if self._next_prompt is None and self._switches and self.block(self._entered).start >= self._switches[0][0]:
                 _, prompt, cut = self._switches.popleft()
                 self.set_prompt(prompt, hard_cut=cut)
-            first = self._scene[1]
+            first = self._first
             left = None if self.blocks is None else self.blocks - first
             if self._scene_end is not None:
                 left = self._scene_end if left is None else min(left, self._scene_end)
@@ -174,7 +204,7 @@ class Rollout(Iterator[LatentBlock]):
                     continue
             if entries is None:
                 return None
-            return [(self.grid[first + block], step) for block, step in entries.entries]
+            return [(self.block(first + block), step) for block, step in entries.entries]
 
     def _denoise(self, window: list[tuple[Block, int]]) -> tuple[Block, Tensor] | None:
         """One model call and the step that follows it; gives the block that became clean, if one did."""
@@ -235,7 +265,15 @@ class Rollout(Iterator[LatentBlock]):
         now = perf_counter()
         stats = {**self._since, "seconds": now - self._clock}
         self._since, self._clock = {"model_calls": 0.0, "frames_processed": 0.0}, now
-        return LatentBlock(block.index, block.start, latents, given, stats)
+        return LatentBlock(
+            block.index,
+            block.start,
+            latents,
+            given,
+            stats,
+            video_frame=self._timeline.video_frame(block.start),
+            new_scene=block.index == self._scene,
+        )
 
     def _flush(self) -> None:
         """Commit the block that is out but not yet in the cache."""
@@ -259,7 +297,7 @@ class Rollout(Iterator[LatentBlock]):
         return parts
 
     def _open(self, block: Block, window: int) -> None:
-        self.cache.begin(block.start - self._scene[0], block.frames, window)
+        self.cache.begin(block.start - self._timeline.latent, block.frames, window)
 
     def _commit_call(self, latents: Tensor, timestep: float, text: TextContext) -> None:
         """A call at (near) zero noise, whose output nobody needs: it writes keys and values."""
@@ -307,7 +345,9 @@ class Rollout(Iterator[LatentBlock]):
             del self._texts[block.index]
         count = min(self.cache.resident_frames, len(self._history))
         newest = list(self._history)[len(self._history) - count :]
-        self.cache.begin_recache([frame - self._scene[0] for frame, _ in newest], keep_sink=self.recache != "all")
+        self.cache.begin_recache(
+            [frame - self._timeline.latent for frame, _ in newest], keep_sink=self.recache != "all"
+        )
         self._commit_call(torch.cat([latents for _, latents in newest], dim=2), self.context_noise, text)
         self.cache.commit_recache()
 
@@ -317,8 +357,10 @@ class Rollout(Iterator[LatentBlock]):
         self._pending = None
         self._history.clear()
         self._texts.clear()
-        self._scene = (self.grid[self._entered].start, self._entered)
+        self._timeline = self._timeline.cut(self.block(self._entered).start)
+        self._scene = self._first = self._entered
         self._scene_end, self._call = None, 0
+        self.blocks = self._all_blocks()
 
     def _drop_open(self) -> None:
         self.cache.abort()

@@ -15,6 +15,7 @@ from torch import Tensor
 from longvid.errors import InputError
 
 from ..cache.snapshot import cpu_copy
+from .schedules.timeline import Timeline
 
 if TYPE_CHECKING:
     from ..models.denoiser import TextContext
@@ -33,6 +34,7 @@ def _settings(rollout: Rollout) -> dict[str, Any]:
         "recache": rollout.recache,
         "frames_per_block": rollout.grid.frames_per_block,
         "independent_first_frame": rollout.grid.independent_first_frame,
+        "temporal": rollout._timeline.temporal,
         "batch": rollout.batch,
         "height": rollout.height,
         "width": rollout.width,
@@ -61,12 +63,11 @@ def take_state(rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Any]]:
     meta: dict[str, Any] = {
         "settings": _settings(rollout),
         "cache": cache,
-        "frames": rollout.frames,
         "prompt": rollout.prompt,
         "branches": rollout._text.branches,
         "texts": {str(block): places[id(text)] for block, text in rollout._texts.items()},
         "entered": rollout._entered,
-        "scene": list(rollout._scene),
+        "scene": [rollout._scene, rollout._first, rollout._timeline.latent, rollout._timeline.video],
         "scene_end": rollout._scene_end,
         "call": rollout._call,
         "calls": rollout._calls,
@@ -97,19 +98,22 @@ def restore_state(rollout: Rollout, tensors: dict[str, Tensor], meta: dict[str, 
     rollout._text = texts[0]
     rollout._texts = {int(block): texts[i] for block, i in meta["texts"].items()}
     rollout.prompt = meta["prompt"]
+    rollout._scene, rollout._first, latent, video = meta["scene"]
+    rollout._timeline = Timeline(rollout._timeline.temporal, latent, video)
+    rollout.blocks = rollout._all_blocks()
     device = rollout.denoiser.device
     rollout._work = {
         int(n.removeprefix("work.")): t.to(device, copy=True) for n, t in tensors.items() if n.startswith("work.")
     }
     given = sorted(int(n.removeprefix("given.")) for n in tensors if n.startswith("given."))
-    rollout._given = deque((rollout.grid[i], tensors[f"given.{i}"].to(device, copy=True)) for i in given)
-    rollout._entered, rollout._scene = meta["entered"], (meta["scene"][0], meta["scene"][1])
-    rollout._scene_end, rollout._call, rollout._calls = meta["scene_end"], meta["call"], meta["calls"]
+    rollout._given = deque((rollout.block(i), tensors[f"given.{i}"].to(device, copy=True)) for i in given)
+    rollout._entered, rollout._scene_end = meta["entered"], meta["scene_end"]
+    rollout._call, rollout._calls = meta["call"], meta["calls"]
     pending = meta["pending"]
     if pending is None:
         rollout._pending = None
     else:
-        rollout._pending = (rollout.grid[pending[0]], tensors["pending"].to(device, copy=True), pending[1])
+        rollout._pending = (rollout.block(pending[0]), tensors["pending"].to(device, copy=True), pending[1])
     rollout._history.clear()
     if meta["history"]:
         frames = torch.split(tensors["history"].to(device, copy=True), 1, dim=2)

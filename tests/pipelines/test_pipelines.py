@@ -10,6 +10,8 @@ import torch
 
 import longvid
 from longvid.errors import InputError
+from longvid.models.vae_stream import streaming_decoder
+from longvid.pipelines.output import to_uint8
 
 METHODS = ["self-forcing", "streaming-llm", "deep-forcing", "reward-forcing", "rolling-forcing"]
 PROMPT = "a red ball bounces over green hills"
@@ -86,6 +88,40 @@ def test_prompt_schedules_switch_and_cut(make_tiny_pipe, method):
         assert np.array_equal(plain[:33], hard[:33])
     assert np.abs(plain[-9:] - soft[-9:]).max() > 1e-4
     assert np.abs(hard[-9:] - soft[-9:]).max() > 1e-4
+
+
+@pytest.mark.parametrize("method", [*METHODS, "fifo"])
+def test_a_hard_cut_begins_the_decoder_anew(make_tiny_pipe, method):
+    """The first latent frame of a scene is one picture: with the old scene's history a decoder would smear it."""
+    own = {} if method != "fifo" else {"fifo": {"window_frames": 3, "num_partitions": 1}}
+    pipe = make_tiny_pipe(method, **own)
+    text = "a red ball[2s] | a blue box[2s#]"
+    chunks = list(pipe.stream(text, seed=0))
+    blocks = list(pipe.rollout(text, seed=0))
+    frames = np.concatenate([chunk.frames for chunk in chunks])
+    assert len(frames) == 64
+    assert [chunk.start_frame for chunk in chunks] == [block.video_frame for block in blocks]
+    at = np.cumsum([0, *(len(chunk.frames) for chunk in chunks)])
+    assert at[:-1].tolist() == [chunk.start_frame for chunk in chunks]
+    scenes = [block.index for block in blocks if block.new_scene]
+    assert len(scenes) == 2
+    for first, last in (scenes, (scenes[1], len(blocks))):
+        latents = torch.cat([block.latents for block in blocks[first:last]], dim=2)
+        alone = to_uint8(streaming_decoder(pipe.vae).decode(latents))[0]
+        assert np.array_equal(frames[at[first] : at[last]], alone[: at[last] - at[first]]), first
+    whole = pipe(text, seed=0, output_type="pt").frames
+    assert np.array_equal((whole[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(), frames)
+
+
+def test_a_cut_on_the_way_leaves_the_length_as_asked(tiny_pipe):
+    rollout = tiny_pipe.rollout("a red ball", seconds=4, seed=0)
+    shown = 0
+    for block, video in tiny_pipe.decoded(rollout, 64):
+        assert block.video_frame == shown
+        shown += video.shape[2]
+        if block.index in (1, 2):
+            rollout.set_prompt("a blue box", hard_cut=True)
+    assert shown == 64
 
 
 def test_guidance(tiny_pipe):

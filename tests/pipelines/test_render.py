@@ -74,6 +74,26 @@ def test_stream_render_and_resumed_render_are_one(make_tiny_pipe: Any, tmp_path:
     assert resumed.read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_hard_cut_is_the_same_for_all_and_survives_a_resume(make_tiny_pipe: Any, tmp_path: Path, method: str) -> None:
+    """Stopped in the first scene, at the cut, and in the second scene."""
+    text = "a red ball[2s] | a blue box[2s#]"
+    streamed = [md5 for chunk in make_tiny_pipe(method).stream(text, seed=3) for md5 in frame_md5s(chunk.frames)]
+    straight, resumed = tmp_path / "straight.mp4", tmp_path / "resumed.mp4"
+    make_tiny_pipe(method).render(text, straight, seed=3)
+    assert md5s(straight) == streamed
+    assert len(streamed) == 64
+    for stop, frames in ((2, 21), (3, 33), (4, 42)):
+        with pytest.raises(KeyboardInterrupt):
+            make_tiny_pipe(method).render(
+                text, resumed, seed=3, resume=True, snapshot_every=1, progress=Interrupt(stop)
+            )
+        assert frames_of(resumed) == frames
+    assert make_tiny_pipe(method).render(text, resumed, seed=3, resume=True).resumed_blocks == 4
+    assert resumed.read_bytes() == straight.read_bytes()
+    assert md5s(resumed) == streamed
+
+
 def test_without_a_snapshot_the_beginning_is_made_again(make_tiny_pipe: Any, tmp_path: Path) -> None:
     straight, resumed = tmp_path / "straight.mp4", tmp_path / "resumed.mp4"
     make_tiny_pipe().render("a[1s] | b[1s#]", straight)
@@ -296,7 +316,7 @@ def test_bad_arguments_leave_no_trace(
 
 
 def test_sigkill_leaves_a_file_that_plays_and_goes_on(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Real processes, really killed, twice at different places.
+    """Real processes, really killed, twice at different places: before a hard cut and behind it.
 
     Each run is a new process, as it is for a user: what other tests did to this one's arithmetic does not matter.
     """
@@ -305,8 +325,8 @@ def test_sigkill_leaves_a_file_that_plays_and_goes_on(tiny_model_folder: Path, t
         "import sys, torch, longvid\ntorch.set_num_threads(1)\n"
         "pipe = longvid.load(sys.argv[1], method='deep-forcing', device='cpu')\n"
         "def tell(p):\n    print(p.block, flush=True)\n"
-        "settings = dict(seconds=12, seed=1, resume=True, snapshot_every=2, progress=tell)\n"
-        f"result = pipe.render({PROMPT!r}, sys.argv[2], **settings)\n"
+        "settings = dict(seed=1, resume=True, snapshot_every=2, progress=tell)\n"
+        f"result = pipe.render('{PROMPT}[6s] | a blue box[6s#]', sys.argv[2], **settings)\n"
         "print('resumed', result.resumed_blocks)\n"
     )
 
@@ -317,7 +337,9 @@ def test_sigkill_leaves_a_file_that_plays_and_goes_on(tiny_model_folder: Path, t
     output, _ = start(straight).communicate()
     assert output.endswith("resumed 0\n")
     done = 0
-    for blocks in (3, 9):
+    whole = [9 + 12 * block for block in range(8)]  # frames of the file after each block
+    whole += [whole[-1] + 9 + 12 * block for block in range(8)] + [192]
+    for blocks in (3, 10):
         process = start(path)
         assert process.stdout is not None
         for line in process.stdout:
@@ -327,8 +349,8 @@ def test_sigkill_leaves_a_file_that_plays_and_goes_on(tiny_model_folder: Path, t
         process.wait()
         process.stdout.close()
         shown = frames_of(path)
-        assert shown % 12 == 9, "whole blocks"
-        assert shown >= max(done, 12 * (blocks - 4) + 9)
+        assert shown in whole
+        assert shown >= max(done, whole[max(0, blocks - 4)])
         done = shown
     output, _ = start(path).communicate()
     assert int(output.split()[-1]) >= 6

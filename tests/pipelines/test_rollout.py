@@ -254,15 +254,19 @@ class TestPrompts:
         blocks = [next(rollout) for _ in range(4)]
         rollout.set_prompt("new scene", hard_cut=True)
         blocks += list(rollout)
-        assert [b.index for b in blocks] == list(range(10))
         drained = 4 + (2 if method == "rolling" else 0)
+        assert [b.index for b in blocks] == list(range(11))  # one more: the cut took 3 video frames of 117
+        assert [b.start_frame for b in blocks] == list(range(0, 33, 3))
+        assert [b.index for b in blocks if b.new_scene] == [0, drained]
+        assert blocks[drained].video_frame == 1 + 4 * (3 * drained - 1)
+        assert blocks[drained + 1].video_frame == blocks[drained].video_frame + 9
 
         class Shifted(SeededNoise):
             def __call__(self, block, step, shape):
                 return super().__call__(block + drained, step, shape)
 
         fresh = start(
-            denoiser, method, frames=30 - 3 * drained, text=text_of(denoiser, seed=len("new scene")), noise=Shifted(0)
+            denoiser, method, frames=33 - 3 * drained, text=text_of(denoiser, seed=len("new scene")), noise=Shifted(0)
         )
         torch.testing.assert_close(latents(blocks[drained:]), latents(fresh), atol=0, rtol=0)
 

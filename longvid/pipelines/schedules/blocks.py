@@ -46,6 +46,13 @@ class BlockGrid:
             raise InputError(f"latent frames={frames}: must be {rule}; nearest {' or '.join(near)}")
         return first + (frames - first) // n
 
+    def next_block(self, frame: int) -> int:
+        """Index of the first block that starts at `frame` or later."""
+        first = 1 if self.independent_first_frame else 0
+        if frame <= 0:
+            return 0
+        return first + -(-(frame - first) // self.frames_per_block)
+
     def round_up(self, frames: int) -> int:
         """The smallest length of whole blocks that is at least `frames`."""
         first = 1 if self.independent_first_frame else 0
