@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--method", default="deep-forcing")
+    parser.add_argument("--student", help="base, or one of `longvid models`; the method's own when not given")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
@@ -82,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     options = {k: json.loads(v) for k, v in (pair.split("=", 1) for pair in args.option)}
     probe, own = load_probe(args.probe)
-    pipe = load(args.model, method=args.method)
+    pipe = load(args.model, method=args.method, student=args.student)
     pipe.set_progress_bar_config(disable=True)
     record = Record(vae=True, warm_up=0)
     first, last, truth, drift = (defaultdict(list) for _ in range(4))
@@ -105,6 +106,7 @@ def main() -> None:
                 drift["other_seed"].append(float(np.abs(other[0].astype(np.float32) - other[1]).mean()))
     figures = {
         "method": args.method,
+        "student": pipe.student,
         "seconds": args.seconds,
         "videos": len(prompts) * args.seeds,
         "options": options,

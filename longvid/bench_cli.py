@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     model: Annotated[str, typer.Option(help="A model folder, a hub id, or the one in the package.")] = DEFAULT_MODEL,
     method: Annotated[str | None, typer.Option("--method", "-m", help="One of `longvid methods`.")] = None,
+    student: Annotated[str | None, typer.Option(help="base, or one of `longvid models`.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", "-s", help="Of video a run.")] = 10.0,
     runs: Annotated[int, typer.Option(help="Timed runs; one more before them warms up.")] = 3,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
@@ -36,7 +37,7 @@ def bench(
     whole("runs", runs, 1)
     import longvid
 
-    pipe = longvid.load(model, method, device=device)
+    pipe = longvid.load(model, method, device=device, student=student)
     figures = {"speed": measure_speed(pipe, seconds, runs=runs, warm_up=1), "stages": measure_stages(pipe, seconds)}
     if as_json:
         print(json.dumps(figures, indent=1))

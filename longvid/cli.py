@@ -1,4 +1,4 @@
-"""The command line: ``longvid render | serve | eval | bench | convert | methods | env``.
+"""The command line: ``longvid render | serve | eval | bench | convert | models | methods | env``.
 
 Exit codes: 0 done; 2 bad input, and one line on stderr says what and how to mend it; 130 interrupted, and what was
 rendered plays. Nothing here imports torch: a typing error costs a fraction of a second.
@@ -28,6 +28,7 @@ _COMMANDS = (
     "longvid.metrics.cli",
     "longvid.bench_cli",
     "longvid.models.checkpoints.cli",
+    "longvid.models.cli",
 )
 
 

@@ -273,6 +273,8 @@ class MethodConfig:
     """Name of the pipeline class among longvid's public names."""
     checkpoint: str = ""
     """Weights that the numbers were published for: hub id and file."""
+    student: str = ""
+    """Student that it renders with where the model has it (`longvid models`); empty: the model itself."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     """What to denoise together."""
     cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from rich.console import Console
 from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
 from longvid.errors import InputError, Interrupted
 from longvid.models.folder import ModelFolder, read_model_folder
+from longvid.models.students import BASE, pick_student, student_names
 from longvid.plan import DEFAULT_FPS, DEFAULT_SIZE, plan_lines
-from longvid.presets import parse_overrides, read_yaml
+from longvid.presets import load_method, parse_overrides, read_yaml
 from longvid.progress import RenderDisplay, clock
 from longvid.prompts import parse_prompt
 from longvid.render_config import RenderConfig
@@ -65,6 +67,14 @@ def render(
         str | None,
         typer.Option(
             help=f"A folder, a hub id, or the one in the package.  [default: {DEFAULT_MODEL}]",
+            rich_help_panel=_METHOD,
+            show_default=False,
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="base, or one of `longvid models`.  [default: the method's own]",
             rich_help_panel=_METHOD,
             show_default=False,
         ),
@@ -130,13 +140,13 @@ def render(
     """Make a video from a prompt, straight to disk."""
     options = {
         "prompt": prompt, "prompts_file": prompts_file, "negative_prompt": negative_prompt, "model": model,
-        "method": method, "seconds": seconds, "num_frames": num_frames, "seed": seed, "height": height, "width": width,
-        "image": image, "video": video, "out": out, "crf": crf, "device": device, "dtype": dtype,
-        "attention": None if attention is None else {"kind": attention},
+        "method": method, "student": student, "seconds": seconds, "num_frames": num_frames, "seed": seed,
+        "height": height, "width": width, "image": image, "video": video, "out": out, "crf": crf, "device": device,
+        "dtype": dtype, "attention": None if attention is None else {"kind": attention},
     }  # fmt: skip
     layer = {key: value for key, value in options.items() if value is not None}
     job = RenderConfig.build({} if config is None else read_yaml(config), layer, parse_overrides(settings or []))
-    folder = read_model_folder(job.model)
+    job, folder = _with_student(job, read_model_folder(job.model))
     chosen = job.resolved(folder.index if folder else None)
     job.check_outputs(resume=resume, overwrite=overwrite)
     if not dry_run:
@@ -146,6 +156,16 @@ def render(
         _print_plan(job, chosen, folder, requests[0])
         return
     _render_all(job, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def _with_student(job: RenderConfig, folder: ModelFolder | None) -> tuple[RenderConfig, ModelFolder | None]:
+    """The job with its student named, and the folder with the student's sampling defaults in place of the base's."""
+    student = pick_student(job.model, load_method(job.method), job.student)
+    if folder is None or not student_names(job.model):
+        return job, folder
+    if student is not None:
+        folder = dataclasses.replace(folder, index=dict(folder.index) | student.sampling)
+    return dataclasses.replace(job, student=BASE if student is None else student.name), folder
 
 
 def _request(job: RenderConfig, folder: ModelFolder | None, prompt: str, seed: int) -> Any:
@@ -222,6 +242,7 @@ def _render_all(job: RenderConfig, *, resume: bool, overwrite: bool, quiet: bool
         pipe = longvid.load(
             job.model,
             job.method,
+            student=job.student,
             device=job.device,
             dtype=None if job.dtype is None else getattr(torch, job.dtype),
             overrides=job.overrides,

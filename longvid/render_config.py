@@ -50,6 +50,8 @@ class RenderConfig:
     """"embedded", a model folder, or a hub id."""
     method: str = DEFAULT_METHOD
     """A name that ``longvid methods`` lists."""
+    student: str | None = None
+    """"base" or a student of the model (``longvid models``); None takes the method's own."""
     seconds: float | None = None
     """Length of the video; None takes the prompt schedule's own, or 10 s when it has none."""
     num_frames: int | None = None

@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,9 +26,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="base: a local model folder, or 'embedded'")
     parser.add_argument("--steps", type=int, required=True, help="critic updates in all; the generator has fewer")
     parser.add_argument("--folder", type=Path, help="checkpoint and log; runs/students/KIND when not given")
-    parser.add_argument("--out", type=Path, help="where the finished student is written, as a model folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model folder at --out")
-    parser.add_argument("--initial", help="model folder that the student starts from, in place of the base")
+    parser.add_argument(
+        "--out", type=Path, help="where the student is written: a model folder, or an adapter (lora_rank)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the student at --out")
+    parser.add_argument("--initial", help="model or adapter folder that the student starts from")
     parser.add_argument("--teacher", help="model folder of the real score, in place of the base")
     parser.add_argument("--prompts", type=Path, help="text file, one prompt a line; the embedded model has its own")
     parser.add_argument("--config", type=Path, help="YAML file of settings")
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import Accelerator
 
     from longvid.training.distill.prompts import find_prompts
-    from longvid.training.distill.student import LOG, check_out, export_student, load_parts
+    from longvid.training.distill.student import LOG, check_out, export_adapter, export_student, load_parts
     from longvid.training.distill.trainer import Distiller
 
     if args.threads:
@@ -64,13 +67,20 @@ def run(args: argparse.Namespace) -> None:
         check_out(args.out, args.overwrite)
     accelerator = Accelerator(mixed_precision="no")
     folder = args.folder or Path("runs") / "students" / args.kind
-    parts = load_parts(args.model, initial=args.initial, teacher=args.teacher)
+    parts = load_parts(
+        args.model, initial=args.initial, teacher=args.teacher, lora_rank=config.lora_rank, seed=config.seed
+    )
     prompts = find_prompts(args.prompts, parts.pipe.text_encoder)
     distiller = Distiller(parts, config, prompts, folder, accelerator=accelerator)
     distiller.train(args.steps, log_every=args.log_every, save_every=args.save_every)
     if accelerator.is_main_process:
         if args.out:
-            export_student(parts, distiller.weights, config, args.out, log=folder / LOG, overwrite=args.overwrite)
+            how: dict[str, Any] = {"log": folder / LOG, "overwrite": args.overwrite}
+            if config.lora_rank:
+                name = args.initial and Path(args.initial).name
+                export_adapter(parts, distiller.weights, config, args.out, steps=distiller.step, initial=name, **how)
+            else:
+                export_student(parts, distiller.weights, config, args.out, **how)
         if args.plot:
             from longvid.training.distill.curves import plot_training
 

@@ -35,9 +35,9 @@ NAMES = [
 RENDER = [
     *("--attention", "--config", "--crf", "--device", "--dry-run", "--dtype", "--frames", "--height", "--image"),
     *("--method", "--model", "--negative-prompt", "--out", "--overwrite", "--prompts-file", "--quiet", "--resume"),
-    *("--seconds", "--seed", "--set", "--video", "--width", "-m", "-o", "-q", "-s", "prompt"),
+    *("--seconds", "--seed", "--set", "--student", "--video", "--width", "-m", "-o", "-q", "-s", "prompt"),
 ]
-COMMANDS = {"render", "serve", "eval", "bench", "convert", "methods", "env"}
+COMMANDS = {"render", "serve", "eval", "bench", "convert", "models", "methods", "env"}
 
 
 def command(name: str) -> Any:

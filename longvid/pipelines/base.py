@@ -21,6 +21,7 @@ from longvid.config import MethodConfig
 from longvid.errors import InputError
 from longvid.models.attend import attend_for
 from longvid.models.denoiser import Denoiser, TextContext
+from longvid.models.students import BASE
 from longvid.models.vae_stream import streaming_decoder, streaming_encoder
 
 from .noise import SeededNoise
@@ -86,6 +87,7 @@ class LongVideoPipeline(DiffusionPipeline):
             width=width,
             fifo=None if fifo is None else dict(fifo),
         )
+        self.student: str = BASE  # whose adapter longvid.load merged into the transformer
         self._method: str | MethodConfig = self.method_name
         self._overrides: Mapping[str, Any] | None = None
         self._wired: Denoiser | None = None

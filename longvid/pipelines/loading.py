@@ -11,8 +11,9 @@ from diffusers.utils import logging as diffusers_logging
 
 import longvid
 from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
-from longvid.errors import ModelError
+from longvid.errors import InputError, ModelError
 from longvid.models.folder import model_defaults, model_folder
+from longvid.models.students import BASE, Student, fuse_student, pick_student, student_defaults
 from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
@@ -24,6 +25,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     *,
+    student: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     **components: Any,
 ) -> LongVideoPipeline:
@@ -31,11 +33,13 @@ def load(
 
     model: "embedded" (ships in the package), a local folder (diffusers' format, or Wan's original one), or a hub id.
     method: a name of `longvid methods`, or a MethodConfig that is used as it is. device: where it runs; the GPU when
-    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU. overrides: nested values over the method,
-    {"cache": {"window": 12}}. components: diffusers components to use in place of the folder's.
+    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU. student: "base", or one of the model's
+    students (`longvid models`), which is merged into the weights; None takes the method's own where the model has it.
+    overrides: nested values over the method, {"cache": {"window": 12}}. components: diffusers components to use in
+    place of the folder's.
 
-    Raises UnknownNameError for an unknown method and ModelError, one line, for a model that is missing, incomplete,
-    damaged or of another architecture.
+    Raises UnknownNameError for an unknown method or student and ModelError, one line, for a model that is missing,
+    incomplete, damaged or of another architecture.
     """
     method = DEFAULT_METHOD if method is None else method
     config = resolve_method(method)
@@ -43,12 +47,30 @@ def load(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     cls = getattr(longvid, config.pipeline)
-    defaults = model_defaults(model)
+    chosen = _student(model, config, student, components)
+    defaults = student_defaults(model, chosen)
     # Refused now rather than after minutes of loading.
     resolve_method(method, model_defaults=defaults if isinstance(method, str) else None, overrides=overrides)
     pipe = _read(cls, model, dtype, components)
+    if chosen is not None:
+        folder = model_folder(model)
+        assert folder is not None
+        fuse_student(pipe.transformer, chosen, folder)
+        pipe.register_to_config(**chosen.sampling)
+        pipe.student = chosen.name
     pipe.to(device)
     return pipe.use_method(method, overrides)
+
+
+def _student(
+    model: str | Path, method: MethodConfig, asked: str | None, components: Mapping[str, Any]
+) -> Student | None:
+    """Whose adapter goes into the weights. A transformer that the caller brings is used as it is."""
+    if "transformer" not in components:
+        return pick_student(model, method, asked)
+    if asked not in (None, BASE):
+        raise InputError(f"student={asked!r}: give a student or a transformer, not both")
+    return None
 
 
 def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, components: dict[str, Any]) -> Any:

@@ -33,6 +33,7 @@ def render_recipe(
     """
     device = torch.device(pipe._execution_device)
     return {
+        "student": pipe.student,
         "prompt": prompt,
         "negative_prompt": list(request.negative) if request.guided else [],
         "frames": request.frames,

@@ -25,6 +25,13 @@ def serve(
     method: Annotated[
         str | None, typer.Option(help="Default method; viewers may choose another.", show_default=False)
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="base, or one of `longvid models`, for all methods; each method's own if not given.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, ...; chosen if not given.", show_default=False)] = None,
     token: Annotated[
         str | None,
@@ -66,7 +73,7 @@ def serve(
 
     from longvid.pipelines.loading import load
 
-    pipe = load(model, method, device=device)
+    pipe = load(model, method, device=device, student=student)
     studio = PipelineStudio(pipe, model=str(model))
     seconds = studio.warm_up()
     typer.echo(

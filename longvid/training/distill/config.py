@@ -88,6 +88,8 @@ class StudentConfig:
     """Pixels; None takes the model's."""
     width: int | None = None
     """Pixels; None takes the model's."""
+    lora_rank: int = 0
+    """Rank of the adapter that is trained in place of the student's weights; 0 trains them all."""
     seed: int = 0
     """Every draw of the training follows from it."""
 
@@ -112,7 +114,7 @@ class StudentConfig:
         self._pair("betas")
         for name in ("batch_size", "accumulate", "generator_every"):
             whole(name, getattr(self, name), 1)
-        for name in ("critic_warmup", "ema_start", "seed"):
+        for name in ("critic_warmup", "ema_start", "lora_rank", "seed"):
             whole(name, getattr(self, name), 0)
         for name in ("learning_rate", "critic_learning_rate", "weight_decay", "guidance", "reward_beta", "clip_norm"):
             finite(name, getattr(self, name), 0)
@@ -198,6 +200,7 @@ def changed(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -
 
 def require_same(saved: Mapping[str, Any], config: StudentConfig) -> None:
     """Raise InputError naming what differs, unless a saved config is this one."""
+    saved = plain(from_mapping(StudentConfig, saved))  # settings that are newer than the checkpoint: their defaults
     if differences := changed(saved, plain(config)):
         raise InputError(f"the training to resume had other settings ({'; '.join(differences)}); use another --folder")
 

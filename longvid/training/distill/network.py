@@ -6,7 +6,8 @@ D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longvid.training.backbone import rotary_table, rotate, sequence_forward
+from longvid.training.distill.adapter import adapter_sums, worn_as_sums
 from longvid.training.distill.history import FrameKeys
 
 Past = Sequence[tuple[Tensor, Tensor]]
@@ -36,6 +38,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.transformer, self.precision, self.recompute = transformer, precision, recompute
+        self._sums: list[tuple[Any, Tensor]] = []
 
     def forward(
         self,
@@ -70,7 +73,8 @@ class Network(nn.Module):
     ) -> tuple[Tensor, FrameKeys | None]:
         layers: list[tuple[Tensor, Tensor]] | None = [] if record else None
         # A cast of the weights made without gradient must not serve a call that is trained: it would cut the graph.
-        with self._low(reuse=not torch.is_grad_enabled()):
+        trained = torch.is_grad_enabled()
+        with self._low(reuse=not trained), worn_as_sums([] if trained else self._sums):
             velocity = sequence_forward(self.transformer, latents, timesteps, text, positions, mask, past, layers)
         if layers is None:
             return velocity.float(), None
@@ -82,9 +86,16 @@ class Network(nn.Module):
         low, device = self.precision != torch.float32, self.transformer.patch_embedding.weight.device.type
         return torch.autocast(device, self.precision if low else None, enabled=low, cache_enabled=reuse)
 
-    def session(self) -> torch.autocast:
-        """A region within which calls without gradient share their casts of the weights (an eighth of a rollout)."""
-        return self._low(reuse=True)
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """A region within which no weight changes: calls without gradient share casts of the weights, and read an
+        adapter's layers as one matrix (a third of a rollout)."""
+        self._sums = adapter_sums(self.transformer, None if self.precision == torch.float32 else self.precision)
+        try:
+            with self._low(reuse=True):
+                yield
+        finally:
+            self._sums = []
 
     def rotate(self, keys: Tensor, positions: Sequence[float], height: int, width: int) -> Tensor:
         """Keys [..., K*S, D] of frames of latent size height x width, turned to temporal positions."""

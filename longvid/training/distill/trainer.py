@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from longvid.errors import InputError
+from longvid.training.distill.adapter import adapter_rank, set_trained_weights, trained_weights
 from longvid.training.distill.clip import decode_clip, judged_clip
 from longvid.training.distill.config import StudentConfig, plain, require_same
 from longvid.training.distill.dmd import critic_loss, generator_loss, match
@@ -71,15 +72,18 @@ class Distiller:
         self.reward = reward or (find_reward(config.reward) if config.reward else None)
         self.scale = RewardScale(config.reward_calibration)
         self.step = 0
+        if adapter_rank(parts.student) != config.lora_rank:
+            raise InputError(f"lora_rank={config.lora_rank}: the student's adapter has {adapter_rank(parts.student)}")
         device = self.accelerator.device
         parts.pipe.to(device)
         how: dict[str, Any] = {"precision": getattr(torch, config.precision), "recompute": config.recompute}
         self._teacher = Network(parts.teacher.to(device), **how)
         self._generator = self.accelerator.prepare_model(StudentRollout(Network(parts.student, **how)))
         self._critic = self.accelerator.prepare_model(Network(parts.critic, **how))
+        self._trained = [p for p in parts.student.parameters() if p.requires_grad]
         options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
         self._optimizers = {
-            "generator": torch.optim.AdamW(parts.student.parameters(), lr=config.learning_rate, **options),
+            "generator": torch.optim.AdamW(self._trained, lr=config.learning_rate, **options),
             "critic": torch.optim.AdamW(parts.critic.parameters(), lr=config.critic_learning_rate, **options),
         }
         self._ema: dict[str, Tensor] | None = None
@@ -175,7 +179,7 @@ class Distiller:
         """Moving average of the student's weights, from step `ema_start` on."""
         if self.step < self.config.ema_start:
             return
-        weights = self.parts.student.state_dict()
+        weights = trained_weights(self.parts.student)
         if self._ema is None:
             self._ema = {name: w.detach().clone() for name, w in weights.items()}
             return
@@ -202,8 +206,8 @@ class Distiller:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The student as it is to be used: the moving average once there is one."""
-        return self._ema if self._ema is not None else self.parts.student.state_dict()
+        """What was trained of the student, as it is to be used: the moving average once there is one."""
+        return self._ema if self._ema is not None else trained_weights(self.parts.student)
 
     def save(self) -> None:
         """Everything that the rest of the training depends on; the file is never half written."""
@@ -211,7 +215,7 @@ class Distiller:
             state = {
                 "step": self.step,
                 "config": plain(self.config),
-                "generator": self.parts.student.state_dict(),
+                "generator": trained_weights(self.parts.student),
                 "critic": self.parts.critic.state_dict(),
                 "ema": self._ema,
                 "optimizers": {name: part.state_dict() for name, part in self._optimizers.items()},
@@ -234,7 +238,7 @@ class Distiller:
             raise InputError(
                 f"processes={self.accelerator.num_processes}: the training to resume ran on {state['processes']}"
             )
-        self.parts.student.load_state_dict(state["generator"])
+        set_trained_weights(self.parts.student, state["generator"])
         self.parts.critic.load_state_dict(state["critic"])
         for name, part in self._optimizers.items():
             part.load_state_dict(state["optimizers"][name])
