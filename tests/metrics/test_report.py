@@ -2,7 +2,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -80,21 +79,6 @@ def test_memory_does_not_grow_with_the_video(clips):
         if index in (7, 15):
             sizes.append(len(pickle.dumps(vars(meter))))
     assert sizes[1] <= sizes[0] + 1000
-
-
-def test_a_frame_of_128_pixels_costs_under_5_milliseconds():
-    """Processor time, not wall time, and the best of three stretches: what the metrics cost whoever else is running."""
-    rng = np.random.default_rng(0)
-    video = np.cumsum(rng.integers(-2, 3, (72, 128, 128, 3)), axis=0)
-    video = np.clip(video + 128, 0, 255).astype(np.uint8)
-    meter = StreamMetrics(16, temporal_stride=4)
-    meter.update(video[:9], new_block=True)
-    costs = []
-    for start in range(9, 72, 21):
-        begin = time.process_time()
-        meter.update(video[start : start + 21], new_block=True)
-        costs.append((time.process_time() - begin) / 21)
-    assert min(costs) < 0.005
 
 
 def test_a_video_of_one_frame_is_reported_with_what_it_lacks(clips):
