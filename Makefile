@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help render serve test test-gpu check format bench docs clean
+.PHONY: help render serve test test-gpu test-browser check format bench docs clean
 
 PROMPT ?= a red ball bounces over green hills
 # The origin decides: a shell's own SECONDS counter is not meant.
@@ -65,6 +65,10 @@ test: .venv/.longvid-dev ## The test suite on the CPU [TESTS=path ARGS=-x]
 
 test-gpu: .venv/.longvid-dev ## Tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(TESTS) $(ARGS)
+
+test-browser: .venv/.longvid-dev ## The viewer in a headless Chromium; skipped, with the reason, where there is none
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[browser]"
+	$(BIN)/python -m pytest -m browser -rs $(TESTS) $(ARGS)
 
 check: .venv/.longvid-dev ## Lint, format, types, spelling, sizes, structure
 	$(BIN)/ruff check .
