@@ -39,8 +39,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PROMPT = "a red ball bounces over green hills"
 
 
-def watch(url: str, method: str, blocks: int, seed: int, acknowledge: bool, answers: Any) -> None:
-    """One viewer: puts {"first", "at": arrival of each block's last frame, "bytes"} into `answers`."""
+def watch(url: str, method: str, blocks: int, seed: int, acknowledge: bool, answers: Any, over: Any) -> None:
+    """One viewer, to its last block or, when it never acknowledges, until `over`.
+
+    Puts {"first", "at": arrival of each block's last frame, "bytes"} into `answers`.
+    """
     from websockets.sync.client import connect
 
     from longvid.serve.protocol import unpack_frame
@@ -53,9 +56,12 @@ def watch(url: str, method: str, blocks: int, seed: int, acknowledge: bool, answ
         first, at, size, block, last = None, [], 0, 0, started
         while block < blocks:
             try:
-                data = socket.recv(None if acknowledge else 5.0)
+                data = socket.recv(None if acknowledge else 1.0)
             except TimeoutError:
-                break  # stalled, as it should be
+                if over.is_set():
+                    break  # stalled to the end, as it should be
+                socket.send('{"type":"ping"}')
+                continue
             now = time.perf_counter()
             if isinstance(data, str):
                 if json.loads(data)["type"] == "error":
@@ -73,17 +79,18 @@ def watch(url: str, method: str, blocks: int, seed: int, acknowledge: bool, answ
         answers.put({"seed": seed, "first": first, "at": at, "bytes": size, "frames": header.id + 1})
 
 
-def viewers(url: str, method: str, blocks: int, count: int, slow: int = 0) -> tuple[list[Any], Any]:
-    """Start `count` viewers and `slow` that never acknowledge; their processes, and the queue of their answers."""
+def viewers(url: str, method: str, blocks: int, count: int, slow: int = 0) -> tuple[list[Any], Any, Any]:
+    """Start `count` viewers and `slow` that never acknowledge; their processes, the queue of their answers, and the
+    event that ends the slow ones."""
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
+    answers, over = context.Queue(), context.Event()
     processes = [
-        context.Process(target=watch, args=(url, method, blocks, seed, seed < count, answers), daemon=True)
+        context.Process(target=watch, args=(url, method, blocks, seed, seed < count, answers, over), daemon=True)
         for seed in range(count + slow)
     ]
     for process in processes:
         process.start()
-    return processes, answers
+    return processes, answers, over
 
 
 def intervals(at: list[float]) -> list[float]:
@@ -125,12 +132,12 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
     from longvid.serve.limits import Limits
     from longvid.serve.server import LocalServer
 
-    limits = Limits(max_sessions=count + slow + 1)
+    limits = Limits(max_sessions=count + slow + 1, stall_timeout=3600.0)
     process = psutil.Process()
     with LocalServer(studio, limits) as server:
         url, engine = server.url, server.engine
         before = process.memory_info().rss
-        started, answers = viewers(url, method, blocks, count, slow)
+        started, answers, over = viewers(url, method, blocks, count, slow)
         peak_model = peak_rss = peak_ring = peak_held = 0
         while any(p.is_alive() for p in started[:count]):
             sessions = engine.sessions
@@ -140,11 +147,12 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
             peak_held = max([peak_held, *held])
             peak_rss = max(peak_rss, process.memory_info().rss)
             time.sleep(0.05)
-        results = [answers.get(timeout=60) for _ in range(count)]
+        over.set()
+        results = [answers.get(timeout=60) for _ in started]
         for p in started:
             p.join(30)
     return {
-        "results": sorted(results, key=lambda result: result["seed"]),
+        "results": sorted(results, key=lambda result: result["seed"])[:count],
         "model_megabytes": round(peak_model / 1e6, 1),
         "ring_megabytes": round(peak_ring / 1e6, 2),
         "grown_megabytes": round((peak_rss - before) / 1e6, 1),
