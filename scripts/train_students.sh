@@ -17,6 +17,6 @@ train() { # KIND STEPS [INITIAL]
     ${3:+--initial "$runs/out/$3"}
 }
 
-train self-forcing 1000
-train rolling-forcing 600 self-forcing
-train reward-forcing 600 self-forcing
+train self-forcing 600
+train rolling-forcing 500 self-forcing
+train reward-forcing 500 self-forcing

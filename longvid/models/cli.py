@@ -100,13 +100,17 @@ def _trained(entry: dict[str, Any]) -> str:
     training = entry["training"]
     if not training:
         return "not recorded"
-    if "kind" not in training:
-        return f"{training['paper']}, {training['steps']:,} steps"
-    rank = training.get("settings", {}).get("lora_rank")
-    return (
-        f"{training['kind']} ({training['paper']}) from {training['initial']}, {training['steps']:,} steps, "
-        f"{training['generator_updates']:,} of them the student's{f', rank {rank}' if rank else ''}"
-    )
+    paper = training.get("paper", "")
+    parts = [f"{training['kind']}{f' ({paper})' if paper else ''}" if "kind" in training else paper]
+    if "initial" in training:
+        parts[0] += f" from {training['initial']}"
+    if "steps" in training:
+        parts.append(f"{training['steps']:,} steps")
+    if "generator_updates" in training:
+        parts.append(f"{training['generator_updates']:,} updates")
+    if rank := training.get("settings", {}).get("lora_rank"):
+        parts.append(f"rank {rank}")
+    return ", ".join(parts)
 
 
 def _samples(sampling: dict[str, Any]) -> str:

@@ -74,10 +74,10 @@ def serve(
     from longvid.pipelines.loading import load
 
     pipe = load(model, method, device=device, student=student)
-    studio = PipelineStudio(pipe, model=str(model))
+    studio = PipelineStudio(pipe, model=str(model), own_students=student is None)
     seconds = studio.warm_up()
     typer.echo(
-        f"{studio.model}, {studio.method}: {studio.width}x{studio.height} at {studio.fps:g} fps; "
+        f"{studio.model}, {studio.method}{_with(pipe.student)}: {studio.width}x{studio.height} at {studio.fps:g} fps; "
         f"first block in {seconds:.2f} s",
         err=True,
     )
@@ -85,3 +85,7 @@ def serve(
     typer.echo(f"watch at {address(listener)}{query}")
     server = Server(Engine(studio, limits), access)
     server.run(sockets=[listener])
+
+
+def _with(student: str) -> str:
+    return "" if student == "base" else f" (student {student})"

@@ -113,12 +113,22 @@ class PipelineStudio:
     """A LongVideoPipeline and its siblings: one pipeline a method, all on the same components.
 
     pipe: its method is the default one, overrides included. methods: names that viewers may ask for; all presets that
-    the model can run when None. model: the name to announce.
+    the model can run when None. model: the name to announce. own_students: other methods render with the students of
+    `model` that they pick themselves (one more transformer a student); else all with the weights of `pipe`.
     """
 
-    def __init__(self, pipe: Any, *, model: str = "embedded", methods: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        model: str = "embedded",
+        methods: tuple[str, ...] | None = None,
+        own_students: bool = False,
+    ) -> None:
         self.model, self.method = model, pipe.method.name
         self._pipes: dict[str, Any] = {self.method: pipe}
+        self._own_students = own_students
+        self._of_student: dict[str, Any] = {pipe.student: pipe}
         facts = pipe.check_inputs("a", seconds=1.0, seed=0)
         self.fps, self.width, self.height = float(facts.fps), facts.width, facts.height
         self._known_bytes: dict[str, int] = {}
@@ -141,7 +151,7 @@ class PipelineStudio:
         if method not in self._pipes:
             import longvid
 
-            base = self._pipes[self.method]
+            base = self._home(method)
             cls = getattr(longvid, load_method(method).pipeline)
             names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
             defaults = {
@@ -149,8 +159,27 @@ class PipelineStudio:
             }
             pipe = cls(**{name: part for name, part in base.components.items() if name in names}, **defaults)
             pipe.set_progress_bar_config(disable=True)
+            pipe.student = base.student
             self._pipes[method] = pipe.use_method(method)
         return self._pipes[method]
+
+    def _home(self, method: str) -> Any:
+        """The pipeline whose weights a method renders with; loaded for the first method of each student."""
+        default = self._pipes[self.method]
+        if not self._own_students:
+            return default
+        from longvid.models.students import BASE, pick_student
+
+        student = pick_student(self.model, load_method(method))
+        name = BASE if student is None else student.name
+        if name not in self._of_student:
+            from longvid.pipelines.loading import load
+
+            parts = default.components.items()
+            shared = {part: value for part, value in parts if part != "transformer" and value is not None}
+            options: dict[str, Any] = {"device": default.device, "dtype": default.transformer.dtype}
+            self._of_student[name] = load(self.model, method, student=name, **options, **shared)
+        return self._of_student[name]
 
     def check(self, prompt: str, seconds: float | None, seed: int, method: str | None, fps: float | None) -> Order:
         method = method or self.method
