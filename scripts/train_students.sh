@@ -18,5 +18,5 @@ train() { # KIND STEPS [INITIAL]
 }
 
 train self-forcing 600
-train rolling-forcing 500 self-forcing
-train reward-forcing 500 self-forcing
+train rolling-forcing 400 self-forcing
+train reward-forcing 300 self-forcing
