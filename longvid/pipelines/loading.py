@@ -34,9 +34,9 @@ def load(
     model: "embedded" (ships in the package), a local folder (diffusers' format, or Wan's original one), or a hub id.
     method: a name of `longvid methods`, or a MethodConfig that is used as it is. device: where it runs; the GPU when
     there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU. student: "base", or one of the model's
-    students (`longvid models`), which is merged into the weights; None takes the method's own where the model has it.
-    overrides: nested values over the method, {"cache": {"window": 12}}. components: diffusers components to use in
-    place of the folder's.
+    students (`longvid models`), which is merged into the weights; None takes the method's own where the model has it
+    (`use_method` later keeps the weights as they are). overrides: nested values over the method,
+    {"cache": {"window": 12}}. components: diffusers components to use in place of the folder's.
 
     Raises UnknownNameError for an unknown method or student and ModelError, one line, for a model that is missing,
     incomplete, damaged or of another architecture.
