@@ -1,14 +1,23 @@
-"""Other self-attentions for cached calls: what `AttentionConfig` names, as a function the processors call.
+"""Other self-attentions for model calls: what `AttentionConfig` names, as a function the processors call.
 
-Shape letters: B batch, L query tokens, T key tokens, N heads, D head dim.
+Shape letters: B batch, L query tokens, T key tokens, M appended tokens, N heads, D head dim.
 """
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
 from longvid.config import AttentionConfig
-from longvid.errors import InputError
+from longvid.errors import InputError, UnknownNameError
+from longvid.kernels.attention import ATTENTION_BACKENDS, block_sparse_attention, merge_attention
+from longvid.kernels.backend import BackendError
+from longvid.kernels.blocks import BlockCSR, uniform_starts
+from longvid.kernels.radial import RadialSpec, rollout_blocks
 
 from .attention import Attend, AttentionCall
 
@@ -18,40 +27,86 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
 
     Radial (arXiv 2506.19852): queries are the call's frames, keys whatever the cache holds, each at its distance in
     frames. The frames of the call see each other in full, as block-causal models are trained; so are the cache's
-    `sink_frames`. Far frames are thinned by their own number, which agrees with the cache policy `radial`. A call
-    without a cache (a window of a queue) gets the published square mask.
+    `sink_frames`. Far frames are thinned by their own number, which agrees with the cache policy `radial`. In a call
+    without a cache (a window of a queue) every frame is at its distance from every other and frames are thinned by
+    distance, as published. Blocks are cut inside frames, so that a grid of any size keeps every block that it should.
+
+    The function takes `extra` = (key [B, M, N, D], value, valid bool [B, M]): tokens from outside the grid, which every
+    query sees.
     """
     if config.kind == "dense":
         return None
-    from longvid.kernels.attention import ATTENTION_BACKENDS, block_sparse_attention
-    from longvid.kernels.radial import RadialSpec, radial_blocks, rollout_blocks
-
     if config.backend not in ATTENTION_BACKENDS:
         known = ", ".join(ATTENTION_BACKENDS)
         raise InputError(f"attention.backend={config.backend!r}: must be one of {known} for radial attention")
+    backend: dict[str, Any] = {"backend": config.backend, "strict": config.strict}
 
-    def attend(query_BLND: Tensor, key_BTND: Tensor, value_BTND: Tensor, *, call: AttentionCall) -> Tensor:
+    def blocks_of(call: AttentionCall, length: int) -> BlockCSR:
         view, tokens = call.view, call.tokens_per_frame
         if call.mask is not None:
             raise InputError("attention='radial': brings its own mask and takes no other; use 'dense'")
         if view is None:
-            frames = query_BLND.shape[1] // tokens
-            blocks = radial_blocks(frames, tokens, RadialSpec.for_grid(tokens, sink_frames=sink_frames))
-        elif view.tokens:
+            window = range(length // tokens)
+            return rollout_blocks(window, window, tokens, RadialSpec.for_grid(tokens, sink_frames=sink_frames))
+        if view.tokens:
             raise InputError(
                 "attention='radial': needs whole frames in the cache; use a method without token selection, or 'dense'"
             )
-        else:
-            spec = RadialSpec.for_grid(tokens, sink_frames=sink_frames, anchor="key")
-            blocks = rollout_blocks(view.own_frames, view.key_frames, tokens, spec, dense_chunk=True)
-        out = block_sparse_attention(
-            query_BLND.transpose(1, 2),
-            key_BTND.to(query_BLND.dtype).transpose(1, 2),
-            value_BTND.to(query_BLND.dtype).transpose(1, 2),
-            blocks,
-            backend=config.backend,
-            strict=config.strict,
-        )
-        return out.transpose(1, 2)
+        spec = RadialSpec.for_grid(tokens, sink_frames=sink_frames, anchor="key")
+        return rollout_blocks(view.own_frames, view.key_frames, tokens, spec, dense_chunk=True)
+
+    def attend(
+        query_BLND: Tensor, key_BTND: Tensor, value_BTND: Tensor, *, call: AttentionCall, extra: Any = None
+    ) -> Tensor:
+        query, key, value = (x.to(query_BLND.dtype).transpose(1, 2) for x in (query_BLND, key_BTND, value_BTND))
+        blocks = blocks_of(call, query.shape[2])
+        if extra is None or not extra[0].shape[1]:
+            alone: Tensor = block_sparse_attention(query, key, value, blocks, **backend)
+            return alone.transpose(1, 2)
+        out, lse = block_sparse_attention(query, key, value, blocks, return_lse=True, **backend)
+        more_key, more_value, valid = extra
+        rows = []
+        for sample in range(len(query)):
+            one = slice(sample, sample + 1)
+            kept = valid[sample].nonzero()[:, 0].to(query.device)
+            if not len(kept):
+                rows.append(out[one])
+                continue
+            k, v = (x[one].index_select(1, kept).to(query.dtype).transpose(1, 2) for x in (more_key, more_value))
+            whole = BlockCSR.dense(uniform_starts(query.shape[2], 128), [0, len(kept)])
+            part, part_lse = block_sparse_attention(query[one], k, v, whole, return_lse=True, **backend)
+            rows.append(merge_attention(out[one], lse[one], part, part_lse)[0])
+        return torch.cat(rows).transpose(1, 2)
 
     return attend
+
+
+def set_dense_backend(transformer: Any, config: AttentionConfig, device: torch.device) -> None:
+    """Run the dense attention of a Wan transformer through one of diffusers' backends ("flash", "xformers", ...).
+
+    "auto" changes nothing: `transformer.set_attention_backend` may have been called. A backend that cannot run here is
+    found out by a call with a few tokens of the model's own head size, type and device; then the one before stays, with
+    a warning that says why, or BackendError if `config.strict`. Raises UnknownNameError on another name.
+    """
+    name = config.backend
+    if config.kind != "dense" or name == "auto":
+        return
+    known = [str(backend.value) for backend in AttentionBackendName]
+    if name not in known:
+        raise UnknownNameError("attention.backend", name, known, where="diffusers")
+    before = transformer.blocks[0].attn1.processor._attention_backend
+    fallback = str(before.value) if before else "native"
+    try:
+        transformer.set_attention_backend(name)
+        shape = (1, 16, transformer.config.num_attention_heads, transformer.config.attention_head_dim)
+        tokens = torch.zeros(shape, dtype=transformer.dtype, device=device)
+        dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(name))
+    except Exception as error:  # each library has its own way of saying that it is not there or does not like the input
+        if transformer.blocks[0].attn1.processor._attention_backend != before:
+            transformer.set_attention_backend(fallback)  # also for what else in the process follows the latest choice
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
+        message = f"attention.backend={name!r} cannot be used: {reason}"
+        if config.strict:
+            raise BackendError(f"{message}; name another or allow falling back") from error
+        warnings.warn(f"{message}; using {fallback!r}", RuntimeWarning, stacklevel=3)

@@ -121,6 +121,11 @@ class SubjectCall(AttentionCall):
     def attend_in(self, layer: int, backend: Any) -> Attend:
         """Attention of one layer, for ``AttentionCall.attend``."""
 
+        def with_subject(query: Tensor, key: Tensor, value: Tensor, subject: SubjectTokens | None) -> Tensor:
+            if self.attend is not None:
+                return self.attend(query, key, value, call=self, extra=subject)
+            return attend_with_subject(query, key, value, subject, backend=backend)
+
         def attend(query: Tensor, key: Tensor, value: Tensor, *, call: Any) -> Tensor:
             first = query.shape[0] - self.conditional
             q, k, v = query[first:], key[first:], value[first:]
@@ -128,10 +133,10 @@ class SubjectCall(AttentionCall):
             if self.boost_mask is not None:
                 own = gather_subject(k, v, self.boost_mask, scores=self.boost_scores, limit=self.limit)
                 subject = own if subject is None else subject.join(own)
-            out = attend_with_subject(q, k, v, subject, backend=backend)
+            out = with_subject(q, k, v, subject)
             if first == 0:
                 return out
-            plain = attend_with_subject(query[:first], key[:first], value[:first], None, backend=backend)
+            plain = with_subject(query[:first], key[:first], value[:first], None)
             return torch.cat([plain, out])
 
         return attend

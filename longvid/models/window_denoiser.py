@@ -69,6 +69,7 @@ class WindowDenoiser(Denoiser):
             cos,
             sin,
             tokens_per_frame=rotary.tokens_per_frame,
+            attend=self.attend,
             conditional=latents.shape[0],
             boost_mask=mask,
             boost_scores=scores,

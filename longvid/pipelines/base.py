@@ -19,7 +19,7 @@ from torch import Tensor
 
 from longvid.config import MethodConfig
 from longvid.errors import InputError
-from longvid.models.attend import attend_for
+from longvid.models.attend import attend_for, set_dense_backend
 from longvid.models.denoiser import Denoiser, TextContext
 from longvid.models.students import BASE
 from longvid.models.vae_stream import streaming_decoder, streaming_encoder
@@ -256,8 +256,7 @@ class LongVideoPipeline(DiffusionPipeline):
             raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
         denoiser = Denoiser(self.transformer, attend_for(config, max(1, cache.sink)), self._execution_device)
-        if attention == "dense" and config.backend != "auto":
-            self.transformer.set_attention_backend(config.backend)
+        set_dense_backend(self.transformer, config, denoiser.device)
         kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
         return Rollout(
             denoiser,

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
+from longvid.models.attend import attend_for, set_dense_backend
 from longvid.models.subject_words import find_subject
 from longvid.models.taps import last_third
 from longvid.models.window_denoiser import WindowDenoiser
@@ -34,15 +35,16 @@ class FifoPipeline(LongVideoPipeline):
         if request.method.schedule.kind != "fifo":
             return super()._make_rollout(request, initial, on_step, attention)
         settings = fifo_settings(request.method)
-        if request.method.attention.backend != "auto":
-            self.transformer.set_attention_backend(request.method.attention.backend)
+        denoiser = self._window_denoiser(settings)
+        denoiser.attend = attend_for(request.method.attention)
+        set_dense_backend(self.transformer, request.method.attention, denoiser.device)
         factor = self._facts.spatial // self.transformer.config.patch_size[1]
 
         def encode(texts: Sequence[str]) -> RollPrompt:
             return self._roll_prompt(texts, request, settings)
 
         return FifoRollout(
-            self._window_denoiser(settings),
+            denoiser,
             settings,
             request.prompts[0],
             encode(request.prompts),

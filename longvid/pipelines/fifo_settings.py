@@ -87,10 +87,6 @@ def fifo_settings(method: MethodConfig) -> FifoSettings:
         InputError: a combination that cannot be.
     """
     config = method.schedule
-    if method.attention.kind != "dense":
-        raise InputError(
-            f"attention={method.attention.kind!r}: the windows of a queue run dense attention; leave it out"
-        )
     tail = None
     if config.tail_gain:
         tail = CoherentTail(

@@ -7,10 +7,11 @@ from diffusers import WanTransformer3DModel
 
 from longvid.cache.policies import RadialPolicy, SlidingPolicy
 from longvid.config import AttentionConfig
-from longvid.errors import InputError
+from longvid.errors import InputError, UnknownNameError
 from longvid.kernels.attention.naive import token_mask
+from longvid.kernels.backend import BackendError
 from longvid.kernels.radial import RadialSpec, radial_blocks, rollout_blocks
-from longvid.models.attend import attend_for
+from longvid.models.attend import attend_for, set_dense_backend
 from longvid.models.attention import AttentionCall
 from longvid.models.denoiser import Denoiser
 
@@ -82,12 +83,16 @@ def test_frames_that_left_the_cache_are_not_missed(model, latents):
     assert (freed - everything).abs().max() < 1e-5
 
 
-def test_without_a_cache_the_published_square_mask_is_used():
+def test_without_a_cache_the_mask_is_square():
+    """Frame by frame the published rule, which it equals where blocks divide frames."""
     config = AttentionConfig(kind="radial", backend="naive")
     q, k, v = torch.randn(3, 1, FRAMES * TOKENS, 2, 12)
     call = AttentionCall(1, None, None, tokens_per_frame=TOKENS)
     out = attend_for(config)(q, k, v, call=call)
-    mask = token_mask(radial_blocks(FRAMES, TOKENS, RadialSpec.for_grid(TOKENS)))[0]
+    spec = RadialSpec.for_grid(TOKENS)
+    aligned, square = rollout_blocks(range(4), range(4), 32, spec), radial_blocks(4, 32, spec)
+    assert torch.equal(token_mask(aligned), token_mask(square))
+    mask = token_mask(rollout_blocks(range(FRAMES), range(FRAMES), TOKENS, spec))[0]
     truth = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)
     assert (out - truth.transpose(1, 2)).abs().max() < 1e-5
 
@@ -97,3 +102,49 @@ def test_another_mask_is_refused():
     x = torch.randn(1, TOKENS, 2, 12)
     with pytest.raises(InputError, match="takes no other"):
         attend(x, x, x, call=AttentionCall(1, None, None, mask=torch.ones(1), tokens_per_frame=TOKENS))
+
+
+def backend_of(model):
+    return model.blocks[0].attn1.processor._attention_backend
+
+
+@pytest.fixture
+def native_again(model):
+    """diffusers remembers the latest choice of the process."""
+    yield
+    model.set_attention_backend("native")
+    model.reset_attention_backend()
+
+
+@pytest.mark.usefixtures("native_again")
+class TestDenseBackend:
+    cpu = torch.device("cpu")
+
+    def test_auto_and_radial_leave_the_models_own_choice(self, model):
+        model.set_attention_backend("_native_math")
+        set_dense_backend(model, AttentionConfig(), self.cpu)
+        set_dense_backend(model, AttentionConfig(kind="radial", backend="gather"), self.cpu)
+        assert backend_of(model).value == "_native_math"
+
+    def test_one_that_works_is_set_through_diffusers_dispatch(self, model, recwarn):
+        set_dense_backend(model, AttentionConfig(backend="_native_math", strict=True), self.cpu)
+        assert backend_of(model).value == "_native_math"
+        assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+    @pytest.mark.parametrize("backend", ["flash", "xformers"])
+    def test_a_missing_library_falls_back_with_its_own_reason(self, model, backend):
+        with pytest.warns(RuntimeWarning, match=rf"attention.backend='{backend}' cannot be used: .+; using 'native'"):
+            set_dense_backend(model, AttentionConfig(backend=backend), self.cpu)
+        with pytest.raises(BackendError, match=f"attention.backend='{backend}' cannot be used: "):
+            set_dense_backend(model, AttentionConfig(backend=backend, strict=True), self.cpu)
+
+    def test_one_that_cannot_run_on_this_device_gives_way_to_the_one_before(self, model):
+        """It is installed, so only a call can tell."""
+        model.set_attention_backend("_native_math")
+        with pytest.warns(RuntimeWarning, match="'_native_cudnn' cannot be used: .+; using '_native_math'"):
+            set_dense_backend(model, AttentionConfig(backend="_native_cudnn"), self.cpu)
+        assert backend_of(model).value == "_native_math"
+
+    def test_a_wrong_name_is_answered_with_the_nearest(self, model):
+        with pytest.raises(UnknownNameError, match="did you mean 'flash'"):
+            set_dense_backend(model, AttentionConfig(backend="flsh"), self.cpu)

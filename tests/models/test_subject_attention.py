@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch.nn.functional import scaled_dot_product_attention
 
+from longvid.config import AttentionConfig
+from longvid.kernels.attention.naive import token_mask
+from longvid.kernels.radial import RadialSpec, rollout_blocks
+from longvid.models.attend import attend_for
 from longvid.models.subject_attention import SubjectTokens, attend_with_subject, gather_subject
 from longvid.models.subject_mask import binary_mask, dilated_mask, otsu_threshold, subject_probability
 from longvid.models.taps import check_layers, last_third, middle_half, tap_keys, tap_subject
@@ -153,6 +158,55 @@ def test_the_negative_prompt_does_not_see_the_subject(transformer: WanTransforme
     assert (
         denoiser.predict(latents, t, text, 1.0, boost=boost) - denoiser.predict(latents, t, text, 1.0)
     ).abs().max() > 1e-4
+    denoiser.release()
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["one-branch", "guided"])
+def test_under_radial_attention_the_subject_is_seen_beside_the_mask(
+    transformer: WanTransformer3DModel, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    """Every layer is one softmax over [masked window ; subject], the subject as many tokens as each sample has."""
+    frames, rows, columns = 12, 6, 16  # frames wider than the bands, so that the mask hides much
+    tokens = rows * columns
+    layers = {1: [3, 0], 2: [5, 40]}  # valid subject tokens of each sample, by layer
+    appended = {
+        layer: SubjectTokens(
+            normal(2, max(counts), HEADS, DIM, seed=layer, dtype=torch.float32),
+            normal(2, max(counts), HEADS, DIM, seed=9 + layer, dtype=torch.float32),
+            torch.stack([torch.randperm(max(counts)) < n for n in counts]),
+        )
+        for layer, counts in layers.items()
+    }
+    latents, t = normal(2, 4, frames, 2 * rows, 2 * columns, dtype=torch.float32), torch.full((2, frames), 500.0)
+    denoiser = WindowDenoiser(transformer, subject_layers=(1, 2, 3))
+    prompts = [normal(2, 5, TEXT, seed=s, dtype=torch.float32) for s in (1, 2)[: 1 + guided]]
+    text = denoiser.encode_text(*prompts)
+    denoiser.attend = attend_for(AttentionConfig(kind="radial", backend="gather"))
+    ours = denoiser.predict(latents, t, text, 2.0, appended=appended)
+
+    window = token_mask(rollout_blocks(range(frames), range(frames), tokens, RadialSpec.for_grid(tokens)))[0]
+    assert window.float().mean() < 0.7
+    seen = []
+
+    def masked(query, key, value, attn_mask=None, **_):
+        if query.shape[1] != frames * tokens or key.shape[1] < frames * tokens:
+            return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+        mask = window.expand(query.shape[0], 1, -1, -1)
+        if key.shape[1] > frames * tokens:
+            more = attn_mask[..., frames * tokens :] if attn_mask is not None else None
+            wide = key.shape[1] - frames * tokens
+            more = torch.ones(query.shape[0], 1, 1, wide, dtype=torch.bool) if more is None else more
+            mask = torch.cat([mask, more.expand(-1, -1, frames * tokens, -1)], dim=-1)
+            seen.append(wide)
+        out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), mask)
+        return out.transpose(1, 2)
+
+    denoiser.attend = None
+    monkeypatch.setattr("longvid.models.subject_attention.dispatch_attention_fn", masked)
+    monkeypatch.setattr("longvid.models.attention.dispatch_attention_fn", masked)
+    truth = denoiser.predict(latents, t, text, 2.0, appended=appended)
+    assert sorted(seen) == [3, 40]
+    torch.testing.assert_close(ours, truth, atol=2e-5, rtol=0)
     denoiser.release()
 
 
