@@ -164,6 +164,8 @@ class FrameKVCache:
         if self._open and self._open != ids:
             raise ValueError(f"start={start}: block {list(self._open)} is open; commit or abort it first")
         window = frames if window is None else window
+        if self._open and window == self._window:
+            return  # the same call again: what was planned and resolved holds
         self._views.clear()
         self._window = window
         if self._compress:
