@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from longvid.errors import UnknownNameError
 from longvid.kernels import backend
 from longvid.kernels.attention import block_sparse_attention, choose_backend, merge_attention
+from longvid.kernels.attention.flex import flex_reason
 from longvid.kernels.attention.gather import gather_block_sparse_attention
 from longvid.kernels.attention.naive import naive_block_sparse_attention
 from longvid.kernels.backend import BackendError
@@ -166,10 +167,22 @@ def test_triton_reasons():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention compiles C++ on a CPU")
-def test_compiled_flex_equals_the_truth():
-    starts = uniform_starts(1000, 128)
-    mask = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) < 0.4
-    blocks = BlockCSR.from_dense(mask | torch.eye(8, dtype=torch.bool), starts, starts)
-    q, k, v = torch.randn(3, 1, 2, 1000, 32)
-    out = block_sparse_attention(q, k, v, blocks, backend="flex", strict=True)
-    assert_close("out", naive_block_sparse_attention(q, k, v, blocks, 32**-0.5)[0], out, 2e-6)
+def test_compiled_flex_equals_the_truth_for_more_shapes_than_torch_compiles(monkeypatch):
+    """Past its limit torch would run flex_attention uncompiled, which attends to everything."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    for length in (1000, 520):
+        starts = uniform_starts(length, 128)
+        count = len(starts) - 1
+        mask = torch.rand(count, count, generator=torch.Generator().manual_seed(0)) < 0.4
+        blocks = BlockCSR.from_dense(mask | torch.eye(count, dtype=torch.bool), starts, starts)
+        q, k, v = torch.randn(3, 1, 2, length, 32)
+        out = block_sparse_attention(q, k, v, blocks, backend="flex", strict=True)
+        assert_close(f"out of {length}", naive_block_sparse_attention(q, k, v, blocks, 32**-0.5)[0], out, 2e-6)
+
+
+def test_flex_on_a_gpu_wants_blocks_that_its_tiles_divide():
+    q = torch.empty(1, 1, 240, 16, device="meta")
+    even, whole = uniform_starts(240, 120), uniform_starts(240, 128)
+    reason = flex_reason(q, BlockCSR.dense(even, even), needs_grad=True, needs_lse=True)
+    assert reason == "its GPU kernels need query blocks of a multiple of 128 tokens, these have 120"
+    assert flex_reason(q, BlockCSR.dense(whole, whole), needs_grad=True, needs_lse=True) is None

@@ -32,6 +32,8 @@ def test_attention_on_the_gpu_equals_the_truth(case):
     from longvid.kernels.attention.fused import triton_block_sparse_attention
 
     here = OnGPU(**{name: getattr(case, name) for name in case.__dataclass_fields__})
+    # A GPU's exp2 is good to two units in the last place; tf32, which must not be used, would be off by 1e-3.
+    here.tolerance, here.lse_tolerance = max(case.tolerance, 1e-5), 1e-5
     check_attention(here, triton_block_sparse_attention)
 
 
@@ -84,7 +86,9 @@ def test_the_gpu_benchmark_runs_end_to_end_in_the_interpreter(tmp_path):
     module.main(module.parse(small.split()))
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = written["figures"]["attention"]
-    assert [(row["backward"], "triton" in row) for row in rows] == [(False, True), (True, True), (False, True)]
+    assert [row["backward"] for row in rows] == [False, True, False]
+    assert all(row["triton"]["speed_up"] > 0 for row in rows)
+    assert all(row["flex"] == {"left_out": "compared on a GPU only"} for row in rows)
     assert {row["name"] for row in written["figures"]["cache"]} >= {"rotate_tokens", "column_mass", "ema_merge"}
 
 

@@ -2,8 +2,9 @@
 
 On a CPU it compiles a C++ kernel (20 s the first time for a shape, cached on disk afterwards) and honours block lists;
 it has neither log-sum-exp nor a backward pass there, and whether it beats the gather loop depends on the processor
-(docs/kernels.md has one that it does not). Run without the compiler it would build the whole L x L mask, so it is never
-run that way.
+(docs/kernels.md has one that it does not). Run without the compiler it ignores block lists and attends to everything,
+through the whole L x L matrix. torch falls back to that in silence after eight shapes, so it is compiled with
+`fullgraph`, which makes falling back an error, and with room for as many shapes as there are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from longvid.kernels.blocks import BlockCSR
 
+GPU_BLOCK = 128  # tokens; its default tiles divide this
+MOST_SHAPES = 1 << 16
+
 
 def flex_reason(q: Tensor, blocks: BlockCSR, *, needs_grad: bool, needs_lse: bool) -> str | None:
     """Why flex_attention cannot run this call, None when it can."""
@@ -29,6 +33,8 @@ def flex_reason(q: Tensor, blocks: BlockCSR, *, needs_grad: bool, needs_lse: boo
         sizes = np.diff(starts)
         if (sizes[:-1] != sizes[0]).any() or sizes[-1] > sizes[0]:
             return f"it needs {name} blocks of one size"
+        if q.device.type != "cpu" and sizes[0] % GPU_BLOCK:
+            return f"its GPU kernels need {name} blocks of a multiple of {GPU_BLOCK} tokens, these have {sizes[0]}"
     return None
 
 
@@ -36,7 +42,7 @@ def flex_reason(q: Tensor, blocks: BlockCSR, *, needs_grad: bool, needs_lse: boo
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def flex_block_mask(blocks: BlockCSR, device: torch.device) -> Any:
@@ -71,5 +77,6 @@ def flex_block_sparse_attention(
     mask = flex_block_mask(blocks, q_BNLD.device)
     if q_BNLD.device.type == "cpu":  # it refuses tensors that require grad even when none is wanted
         q_BNLD, k_BNKD, v_BNKD = q_BNLD.detach(), k_BNKD.detach(), v_BNKD.detach()
-    result = _compiled()(q_BNLD, k_BNKD, v_BNKD, block_mask=mask, scale=scale, return_lse=needs_lse)
+    with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=MOST_SHAPES):
+        result = _compiled()(q_BNLD, k_BNKD, v_BNKD, block_mask=mask, scale=scale, return_lse=needs_lse)
     return result if needs_lse else (result, None)
