@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
@@ -36,7 +37,7 @@ DEFAULT_FPS = 16
 DEFAULT_SIZE = (480, 832)  # of the Wan 1.3B checkpoints, when the model folder does not say
 
 
-class LongVideoPipeline(DiffusionPipeline):
+class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Long video by any method that runs on the rollout loop.
 
     transformer: diffusers' WanTransformer3DModel. vae: AutoencoderKLWan or AutoencoderTinyVideo. text_encoder,

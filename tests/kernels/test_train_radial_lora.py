@@ -103,6 +103,30 @@ def test_the_lora_is_diffusers_own_and_switches_off_exactly(script, folders):
     assert torch.equal(forward(), plain)
 
 
+def test_a_long_video_pipeline_loads_it_too(script, folders, make_tiny_pipe):
+    """From the names of the file alone: diffusers' own loader, on a pipeline whose attention reads a cache."""
+    pipe = make_tiny_pipe("self-forcing")
+
+    def render(**more):
+        return pipe("a red ball", num_frames=9, seed=0, output_type="latent", **more).frames
+
+    dense, radial = render(), render(attention="radial")
+    torch.manual_seed(1)
+    lora = {}
+    for name, module in pipe.transformer.named_modules():
+        if name.endswith((".attn1.to_q", ".attn1.to_out.0")):
+            out, width = module.weight.shape
+            lora[f"transformer.{name}.lora_A.weight"] = torch.randn(2, width)
+            lora[f"transformer.{name}.lora_B.weight"] = torch.randn(out, 2)
+    (folders / "random").mkdir()
+    save_file(lora, folders / "random" / script.WEIGHTS)
+    pipe.load_lora_weights(folders / "random")
+    assert (render() - dense).abs().max() > 1e-3
+    assert (render(attention="radial") - radial).abs().max() > 1e-3
+    pipe.unload_lora_weights()
+    assert torch.equal(render(), dense)
+
+
 def test_resuming_equals_running_through(script, folders):
     whole = script.train(options(script, folders, "whole", "--steps", "6"))
     script.train(options(script, folders, "parts", "--steps", "3"))
