@@ -32,6 +32,7 @@ from .policies.plan import Plan, Policy, RecachePlan, View
 from .selection import TokenSelector
 from .slots import ordered_runs, runs
 from .snapshot import check_integrity, restore_snapshot, take_snapshot
+from .storage import allocate, pieces
 
 Kind = Literal["denoise", "commit"]
 Phase = int | float | None
@@ -71,13 +72,9 @@ class FrameKVCache:
         tokens = policy.capacity * s
         raw_tokens = {"none": 0, "sink": policy.sink * s, "all": tokens}[policy.rephase]
         shape = (layers, batch, tokens, heads, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self._raw = (
-            torch.zeros((layers, batch, raw_tokens, heads, head_dim), dtype=dtype, device=device)
-            if raw_tokens
-            else None
-        )
+        self._keys, self._values = allocate(shape, dtype, device), allocate(shape, dtype, device)
+        raw_shape = (layers, batch, raw_tokens, heads, head_dim)
+        self._raw = allocate(raw_shape, dtype, device) if raw_tokens else None
         # An EMA in half precision loses steps below 2 % of a value: merged sinks have a float32 master.
         self._masters: tuple[Tensor, Tensor] | None = None
         self._merged = False
@@ -368,22 +365,25 @@ class FrameKVCache:
         if slots != list(range(len(slots))):
             raise RuntimeError(f"cache: sink frames {list(into)} are in slots {slots}, not in front")
         if not self._merged:
-            if self._masters is None:
-                like = self._raw[:, :, sink].float()
-                self._masters = (torch.empty_like(like), torch.empty_like(like))
-            self._masters[0].copy_(self._raw[:, :, sink])
-            self._masters[1].copy_(self._values[:, :, sink])
-            self._merged = True
+            self.set_masters(self._raw[:, :, sink], self._values[:, :, sink])
         assert self._masters is not None
-        flat = (-1, t, *self._raw.shape[3:])  # layers and batch side by side: one launch a frame
         for i, frame in enumerate(evicted):
             a, part = self._slots[frame] * t, slice(i * t, (i + 1) * t)
             for master, storage in zip(self._masters, (self._raw, self._values), strict=True):
-                leaving, merged = storage[:, :, a : a + t].view(flat), storage[:, :, part].view(flat)
-                ema_merge(master[:, :, part].view(flat), leaving, alpha, out=merged)
+                leaving, merged = pieces(storage[:, :, a : a + t]), pieces(storage[:, :, part])
+                ema_merge(pieces(master[:, :, part]), leaving, alpha, out=merged)  # all layers: one launch a frame
         for slot in slots:
             self._phases[slot] = None
         self.stats.merged_frames += len(evicted)
+
+    def set_masters(self, keys: Tensor, values: Tensor) -> None:
+        """Merged sinks, un-roped keys and values [layers, B, T, N, D], in float32 from now on."""
+        if self._masters is None:
+            shape, device = tuple(keys.shape), self._keys.device
+            self._masters = (allocate(shape, torch.float32, device), allocate(shape, torch.float32, device))
+        self._masters[0].copy_(keys)
+        self._masters[1].copy_(values)
+        self._merged = True
 
     # ---------------------------------------------------------------- integrity, snapshot
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .selection import TokenSelector
+from .storage import allocate
 
 
 class Rotary(Protocol):
@@ -143,7 +144,10 @@ class Scratch:
         if self._buffers is None or self.tokens < tokens:
             self.tokens = max(tokens, self.tokens)
             batch, _, heads, dim = store.keys.shape
-            shape = (batch, self.tokens, heads, dim)
-            self._buffers = (store.keys.new_empty(shape), store.values.new_empty(shape))
+            shape, keys = (1, batch, self.tokens, heads, dim), store.keys
+            self._buffers = (
+                allocate(shape, keys.dtype, keys.device)[0],
+                allocate(shape, keys.dtype, keys.device)[0],
+            )
         keys, values = self._buffers
         return keys[:, :tokens], values[:, :tokens]

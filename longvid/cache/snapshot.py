@@ -104,16 +104,11 @@ def restore_snapshot(cache: FrameKVCache, tensors: dict[str, Tensor], meta: dict
     if cache._raw is not None:
         cache._raw[:, :, : tensors["raw"].shape[2]] = tensors["raw"]
     if meta["merged"]:
-        device = cache._keys.device
-        cache._masters = (
-            tensors["master_keys"].to(device, copy=True),
-            tensors["master_values"].to(device, copy=True),
-        )
+        cache.set_masters(tensors["master_keys"], tensors["master_values"])
     cache._order = list(meta["order"])
     cache._slots = dict(zip(cache._order, meta["slots"], strict=True))
     cache._phases = list(meta["phases"])
     cache._memory = dict(meta["memory"])
-    cache._merged = bool(meta["merged"])
     for i, store in enumerate(cache.layers):
         if store.selector is not None:
             prefix = f"selector.{i}."
