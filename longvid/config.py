@@ -194,7 +194,8 @@ class CacheConfig:
     budget: int = 16
     """participative: latent frames kept at a compression, sink and recent included (N of arXiv 2512.05081)."""
     recent: int = 4
-    """participative: newest latent frames that are always kept, and whose queries score the others (R)."""
+    """participative: newest latent frames that are always kept, and whose queries score the others (R). radial: the
+    distance from which on frames are thinned, a power of two."""
     fusion: str = "sum"
     """participative: how a key's scores over the queries become one, "sum" or "max"."""
     max_reuse: int = 7

@@ -97,6 +97,19 @@ def test_without_a_cache_the_mask_is_square():
     assert (out - truth.transpose(1, 2)).abs().max() < 1e-5
 
 
+def test_the_method_radial_reads_all_history_from_part_of_it(make_tiny_pipe):
+    """`--method radial` against the same mask over a cache that keeps everything: 48 latent frames, 40 held at most."""
+    pipe = make_tiny_pipe("radial")
+    arguments = {"num_frames": 4 * 47 + 1, "seed": 0, "output_type": "latent"}
+    radial = pipe("a red ball", **arguments).frames
+    request = pipe.check_inputs("a red ball", num_frames=4 * 47 + 1)
+    assert request.method.attention.kind == "radial"
+    assert isinstance(request.policy(), RadialPolicy)
+    assert request.policy().capacity < 40
+    pipe.use_method("radial", {"cache": {"policy": "full"}})
+    assert (pipe("a red ball", **arguments).frames - radial).abs().max() < 1e-3
+
+
 def test_another_mask_is_refused():
     attend = attend_for(AttentionConfig(kind="radial"))
     x = torch.randn(1, TOKENS, 2, 12)
