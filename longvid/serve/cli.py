@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 from typing import Annotated
@@ -76,6 +77,9 @@ def serve(
     pipe = load(model, method, device=device, student=student)
     studio = PipelineStudio(pipe, model=str(model), own_students=student is None)
     seconds = studio.warm_up()
+    # Modules and weights stay as long as the server does. Collections hold up every viewer and need not look at them.
+    gc.collect()
+    gc.freeze()
     typer.echo(
         f"{studio.model}, {studio.method}{_with(pipe.student)}: {studio.width}x{studio.height} at {studio.fps:g} fps; "
         f"first block in {seconds:.2f} s",

@@ -11,6 +11,7 @@ import gc
 import inspect
 import logging
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -297,9 +298,12 @@ class PipelineTake:
         if self._rollout is None:
             return
         self._blocks.close()
+        rollout = weakref.ref(self._rollout)
         self._rollout = self._blocks = self._decoder = self._pipe = None
-        # Rollout and step hook refer to each other: without this the cache would stay until the next collection.
-        gc.collect()
+        if rollout() is not None:
+            # It refers to itself, as FIFO's do, or an exception's traceback does: its memory would stay until the next
+            # collection. Not always, because a full one holds up every viewer.
+            gc.collect()
         import torch
 
         if torch.cuda.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from longvid.serve.encoder import make_encoder
 from longvid.serve.protocol import ProtocolError
 from longvid.serve.studio import Cancelled, PipelineStudio
 
-from .conftest import Served
+from .conftest import Served, eventually
 
 Serving = Callable[..., Served]
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "protocol"
@@ -162,6 +163,51 @@ def test_closing_a_take_frees_its_cache_at_once(studio: PipelineStudio, method: 
         gc.enable()
     assert take.memory_bytes == 0
     take.close()
+
+
+@pytest.mark.parametrize("method", ["deep-forcing", "rolling-forcing", "fifo"])
+@pytest.mark.parametrize("how", ["finished", "stopped", "vanished", "failed"])
+def test_a_session_frees_its_take_without_the_collector(
+    serving: Serving, studio: PipelineStudio, monkeypatch: Any, caplog: Any, how: str, method: str
+) -> None:
+    """And without an automatic collection, which may come late: a full one holds up every viewer."""
+    caplog.set_level(
+        logging.CRITICAL, "longvid.serve"
+    )  # pytest keeps records, they the traceback, and that the rollout
+    opened: list[weakref.ref[Any]] = []
+    original = studio.open
+
+    def opening(order: Any) -> Any:
+        take = original(order)
+        opened.extend(weakref.ref(part) for part in (take, take._rollout, take._decoder))
+        if how == "failed":
+            take._rollout.on_step = lambda *_: 1 / 0
+        return take
+
+    monkeypatch.setattr(studio, "open", opening)
+    served = serving(studio)
+    client = served.client()
+    gc.collect()
+    gc.disable()
+    try:
+        client.start("a red ball", seconds=1.0 if how == "finished" else None, method=method, fps=120)
+        if how == "failed":
+            assert client.until("error")["code"] == "generation_failed"
+        elif how == "finished":
+            client.until("done")
+        else:
+            client.until_frame(12)
+            if how == "stopped":
+                client.send("event", event_id="s", kind="stop")
+                client.until("done")
+            else:
+                client.vanish()
+                eventually(lambda: served.engine.sessions[0].viewer is None)
+                served.engine.sessions[0].detached_at -= served.engine.limits.grace
+        eventually(lambda: not any(part() is not None for part in opened))
+    finally:
+        gc.enable()
+    assert len(opened) == 3
 
 
 def test_warm_up_leaves_nothing(studio: PipelineStudio) -> None:
