@@ -8,9 +8,9 @@ The page's tables also have what the live metrics cost, from benchmarks/online_m
 
 Viewers run in processes of their own and acknowledge every frame at once, at 120 frames a second, so that on a CPU
 nothing but the model holds generation back. A "slow" viewer never acknowledges. Times are of a wall clock; served and
-bare alternate within one run, so that whoever else uses the machine slows both alike: read the ratio, not the
-milliseconds. Decoding is included everywhere, encoding to JPEG and the live metrics in the served rows only: they are
-part of what serving adds.
+bare alternate within one run, so that whoever else uses the machine slows both alike: read the ratio, or the processor
+time that the server's own process takes for a block, and not the milliseconds. Decoding is included everywhere,
+encoding to JPEG and the live metrics in the served rows only: they are part of what serving adds.
 
     bare      pipe.stream() in a loop
     served    the same model behind the websocket; `added_ms` is what a block takes longer, in the median
@@ -115,7 +115,7 @@ def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> dict[str
 
 
 def bare(pipe: Any, blocks: int) -> dict[str, Any]:
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     at, frames = [], 0
     for chunk in pipe.stream(PROMPT, seed=0):
         at.append(time.perf_counter())
@@ -123,7 +123,8 @@ def bare(pipe: Any, blocks: int) -> dict[str, Any]:
         if len(at) == blocks:
             break
     times = intervals(at)
-    return {"first": at[0] - started, "times": times, "fps": frames / statistics.median(times)}
+    used = (time.process_time() - used) / blocks
+    return {"first": at[0] - started, "times": times, "fps": frames / statistics.median(times), "cpu": used}
 
 
 def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
     process = psutil.Process()
     with LocalServer(studio, limits) as server:
         url, engine = server.url, server.engine
-        before = process.memory_info().rss
+        before, used, made = process.memory_info().rss, time.process_time(), engine.telemetry.blocks
         started, answers, over = viewers(url, method, blocks, count, slow)
         peak_model = peak_rss = peak_ring = peak_held = 0
         while any(p.is_alive() for p in started[:count]):
@@ -147,6 +148,7 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
             peak_held = max([peak_held, *held])
             peak_rss = max(peak_rss, process.memory_info().rss)
             time.sleep(0.05)
+        used = (time.process_time() - used) / (engine.telemetry.blocks - made)
         over.set()
         results = [answers.get(timeout=60) for _ in started]
         for p in started:
@@ -157,6 +159,7 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
         "ring_megabytes": round(peak_ring / 1e6, 2),
         "grown_megabytes": round((peak_rss - before) / 1e6, 1),
         "most_frames_held": peak_held,
+        "cpu_ms_a_block": round(1000 * used, 1),
     }
 
 
@@ -192,14 +195,14 @@ def cost_table(record: dict[str, Any]) -> str:
     figures = record["figures"]
     rows = [
         f"| {title} | {row['first_frame_ms']['median']:.0f} | {row['block_ms']['median']:.0f} / "
-        f"{row['block_ms']['p95']:.0f} | {row['fps']} |"
+        f"{row['block_ms']['p95']:.0f} | {row['fps']} | {row['cpu_ms_a_block']['median']:.0f} |"
         for title, row in (("bare `pipe.stream()`", figures["bare"]), ("served, one viewer", figures["served"]))
     ]
     served = figures["served"]
     return "\n".join(
         [
-            "| | first frame (ms) | block, median / p95 (ms) | frames a second |",
-            "|---|---|---|---|",
+            "| | first frame (ms) | block, median / p95 (ms) | frames a second | processor time of a block (ms) |",
+            "|---|---|---|---|---|",
             *rows,
             "",
             f"Serving takes {served['times_bare']} times as long as the bare loop. A {figures['unit']}; "
@@ -272,10 +275,11 @@ def main() -> None:
     for _ in range(2):
         studio.warm_up()
     frames = studio.check(PROMPT, None, 0, options.method, None).block_frames
-    loops, alone = [], []
+    loops, runs = [], []
     for _ in range(options.repeats):  # in turn, so that a busy machine slows both alike
         loops.append(bare(pipe, options.blocks))
-        alone.append(served(studio, options.method, options.blocks, 1)["results"][0])
+        runs.append(served(studio, options.method, options.blocks, 1))
+    alone = [run["results"][0] for run in runs]
     plain = [seconds for loop in loops for seconds in loop["times"]]
     behind = [seconds for viewer in alone for seconds in intervals(viewer["at"])]
     figures: dict[str, Any] = {
@@ -284,11 +288,13 @@ def main() -> None:
             "block_ms": spread(plain, 1000),
             "fps": round(frames / statistics.median(plain), 1),
             "first_frame_ms": spread([loop["first"] for loop in loops], 1000),
+            "cpu_ms_a_block": spread([loop["cpu"] for loop in loops], 1000, 1),
         },
         "served": {
             "block_ms": spread(behind, 1000),
             "fps": round(frames / statistics.median(behind), 1),
             "first_frame_ms": spread([viewer["first"] for viewer in alone], 1000),
+            "cpu_ms_a_block": spread([run["cpu_ms_a_block"] for run in runs], 1, 1),
             "added_ms": round(1000 * (statistics.median(behind) - statistics.median(plain)), 2),
             "times_bare": round(statistics.median(behind) / statistics.median(plain), 3),
             "kilobytes_a_frame": round(alone[0]["bytes"] / alone[0]["frames"] / 1000, 2),
