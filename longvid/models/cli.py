@@ -46,8 +46,8 @@ def models(
         out.print()
         out.print(_figures_table(entries))
         out.print(
-            "Right in the first and last 5 s, judged by a probe on held-out prompts; motion against the world's own; "
-            "drift of what only the seed fixes, 0 to 255. docs/training.md",
+            "First/last 5 s of a minute on held-out prompts: % of frames whose shape, colour and scene are right, and "
+            "with a single subject; motion against the world's own; drift at the end of what the seed fixes, of 255.",
             markup=False,
         )
     out.print("longvid render PROMPT --student NAME takes another than the method's own.", markup=False)
@@ -122,20 +122,18 @@ def _samples(sampling: dict[str, Any]) -> str:
 
 
 def _figures_table(entries: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("student", "method", "seconds", "videos", "shape", "colour", "background", "one subject", "motion"):
-        table.add_column(heading)
-    table.add_column("drift at the end")
+    """Fits 80 columns: whole per cents, first and last five seconds."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("student", "method", "shape", "colour", "scene", "single", "motion", "drift"):
+        table.add_column(heading, no_wrap=True)
     for entry in entries:
         for seen in entry["figures"]:
-            first, last = seen["first"], seen["last"]
-            pairs = [
-                f"{100 * first[key]:.1f} / {100 * last[key]:.1f} %"
+            ends = (seen["first"], seen["last"])
+            shares = [
+                "/".join(f"{100 * part[key]:.0f}" for part in ends)
                 for key in ("shape", "colour", "background", "one_subject")
             ]
-            motion = " / ".join(f"{part['motion'] / seen['world_motion']:.2f}" for part in (first, last))
+            motion = "/".join(f"{part['motion'] / seen['world_motion']:.2f}" for part in ends)
             drift = f"{seen['identity_drift'][-1]:.1f}" if seen["identity_drift"] else ""
-            table.add_row(
-                entry["name"], seen["method"], f"{seen['seconds']:g}", str(seen["videos"]), *pairs, motion, drift
-            )
+            table.add_row(entry["name"], seen["method"], *shares, motion, drift)
     return table

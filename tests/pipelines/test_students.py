@@ -186,8 +186,8 @@ def test_models_lists_base_and_students(folder: Path, capsys: Any, monkeypatch: 
     assert json.loads(capsys.readouterr().out) == list(entries.values())
     assert main(["models", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "90.0 / 81.0 %" in shown
-    assert "1.50 / 1.50" in shown
+    assert "90/81 " in shown
+    assert "1.50/1.50 5.2" in shown
     assert "3 steps, renoise, no guidance" in shown
     assert main(["models", "nobody/nothing"]) == 2
     assert "is no local folder" in capsys.readouterr().err
