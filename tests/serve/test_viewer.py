@@ -124,6 +124,7 @@ def studio() -> FakeStudio:
 
 @pytest.fixture
 def page(driver: Any, serving: Serving, studio: FakeStudio) -> Iterator[Page]:
+    driver.get_log("browser")  # of the test before
     served = serving(studio, grace=20.0)
     page = Page(driver, served.url)
     page.served = served  # type: ignore[attr-defined]
@@ -241,6 +242,7 @@ def test_an_error_of_the_model_is_told(page: Page, studio: FakeStudio) -> None:
     page.start("bad", 1)
     page.wait(lambda: page.state == "ended")
     assert page.text("trouble") == "generation failed (RuntimeError)"
+    assert page.js("return document.getElementById('trouble').getBoundingClientRect().bottom <= innerHeight")
     page.start("good", 1)
     page.wait(lambda: page.shows("good", 1))
 
@@ -294,6 +296,18 @@ def test_a_server_restart_is_survived(driver: Any) -> None:
         page.wait(lambda: "restarted" in page.text("trouble"))
         page.wait(lambda: page.frame > 4 and page.shows("a", 1))  # the same prompt and seed
         assert again.log[0][:2] == ("a", 0)  # from the beginning
+        driver.get("about:blank")
+
+
+def test_a_server_that_comes_back_with_another_token_says_so(driver: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with LocalServer(FakeStudio(), access=Access("127.0.0.1", TOKEN), port=port) as server:
+        page = Page(driver, f"{server.url}?token={TOKEN}")
+        page.start("a", 1)
+        page.wait(lambda: page.frame > 4)
+    with LocalServer(FakeStudio(), access=Access("127.0.0.1", f"another-{TOKEN}"), port=port):
+        page.wait(lambda: "another token" in page.text("trouble"))
         driver.get("about:blank")
 
 

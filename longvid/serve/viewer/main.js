@@ -29,6 +29,7 @@ connection.addEventListener("state", ({ detail }) => {
   $("line").dataset.state = detail;
   $("line").querySelector("b").textContent = LINE[detail];
   if (detail === "open" && $("trouble").dataset.line) trouble("");
+  if (detail === "waiting") refused();
 });
 connection.addEventListener("latency", ({ detail }) => ($("latency").textContent = `${Math.round(detail)} ms`));
 connection.addEventListener("message", ({ detail }) => detail.type === "hello" && greet(detail));
@@ -72,6 +73,12 @@ session.addEventListener("stats", ({ detail }) => {
 session.addEventListener("done", () => (player.ended = true));
 session.addEventListener("trouble", ({ detail }) => trouble(detail, true));
 session.addEventListener("state", buttons);
+
+/** A browser does not tell why a websocket was refused; the page itself is refused for the same reason. */
+async function refused() {
+  const answer = await fetch("/", { method: "GET", cache: "no-store" }).catch(() => null);
+  if (answer?.status === 401) trouble("The server has another token now: open the address that it printed.", true);
+}
 
 function greet(message) {
   const first = hello === null;
