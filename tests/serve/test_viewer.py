@@ -206,6 +206,8 @@ def test_stop_and_start_again(page: Page, studio: FakeStudio) -> None:
     page.start("b", 2, seconds="1")
     page.wait(lambda: page.frame == 15 and page.state == "ended")
     assert page.shows("b", 2)
+    assert page.text("caption") == "b"
+    assert page.js("return [...document.querySelectorAll('#prompts li')].map((li) => li.lastChild.data)") == ["b"]
 
 
 def test_reload_resumes(page: Page) -> None:
@@ -223,6 +225,7 @@ def test_reload_resumes(page: Page) -> None:
     assert page.served.engine.telemetry.started == 1  # type: ignore[attr-defined]
     assert page.served.engine.telemetry.resumed == 1  # type: ignore[attr-defined]
     assert page.text("caption") == "b"
+    assert page.js("return document.getElementById('prompt').value") == "b"
 
 
 def test_a_paused_video_is_still_there_after_a_reload(page: Page) -> None:

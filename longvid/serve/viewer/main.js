@@ -89,7 +89,7 @@ function greet(message) {
   $("method").value = session.request?.method ?? message.method;
   for (const format of supportedFormats(message.formats)) $("format").append(option(format, format));
   if (session.request) {
-    $("prompt").value = session.request.prompt;
+    $("prompt").value = session.prompts.at(-1)?.text ?? session.request.prompt;
     $("format").value = session.request.format;
   }
   describe();
@@ -101,6 +101,8 @@ function begin(message) {
   cache.clear();
   sparks.clear();
   recorder.clear();
+  delete $("stage").dataset.frame;
+  delete $("prompts").dataset.key;
   listPrompts();
 }
 
