@@ -1,13 +1,27 @@
-"""Seconds a block of every cached method, against a cache that concatenates, clones and rotates again on each call.
+"""Seconds a block of every cached method, against a naive twin that concatenates, clones and rotates again on each call.
 
     python benchmarks/rollout.py --out benchmarks/results/rollout_cpu.json
     python benchmarks/rollout.py --size tiny --methods deep-forcing --rounds 5
+    python scripts/rollout_tables.py               # put the recorded rows into docs/rollout_speed.md
 
-Sizes: "tiny" is the goldens' model (dim 96, 2 layers, 24 tokens a frame), "mid" has dim 512, 8 layers and 240 tokens a
-frame. Weights are random: only time is looked at. Each method starts from a full window of given latents; a round is
-one steady-state block of either cache, in turn, so that a busy machine slows both alike. Beside the time: model calls,
-bytes that the cache writes and tensors that it allocates a block, and how often text keys, text projections and
-position tables are computed in steady state (they must not be).
+Sizes: "tiny" is the goldens' model (dim 96, 2 layers, 24 tokens a frame, 20 text tokens), "mid" has dim 512, 8 layers,
+240 tokens a frame, and Wan's text of 512 tokens of width 4,096. Weights are random: only time is looked at. Each method
+starts from a full window of given latents; a round is one steady-state block of each contestant, in turn, so that a
+busy machine slows all alike. Three contestants make the same latents (the largest difference is recorded):
+
+    ours         FrameKVCache; text keys once a prompt; timesteps embedded a frame
+    naive cache  `longvid.cache.naive`: un-roped keys are concatenated and cloned, and all of them rotated in complex
+                 float64, in every layer of every call. Calls are made as ours are.
+    naive        the naive cache, and calls as a port makes them to diffusers' stock forward: the prompt goes through the
+                 text MLP and each layer's text projections in every call, each token brings its own timestep.
+
+None of the twin's costs is invented: the published implementations rotate in complex float64 in each layer of each call,
+compute the text MLP in every call, and roll their caches by clone; diffusers' forward takes noise levels that differ
+within a call as one timestep a token. What the twin does not have: it makes no call that we do not make (the references'
+dead commit calls), rotates queries with our fast rotation, and attends through the same scaled_dot_product_attention.
+
+Beside the time: model calls, bytes that the cache writes and tensors that it allocates a block, and how often text keys,
+text projections and position tables are computed in steady state (they must not be).
 """
 
 from __future__ import annotations
@@ -29,7 +43,7 @@ from benchmarks.record import Record
 from longvid.cache.naive import NaiveCache
 from longvid.cache.policies import policy_from_config
 from longvid.config import MethodConfig
-from longvid.models.denoiser import Denoiser
+from longvid.models.denoiser import Denoiser, TextContext
 from longvid.pipelines.noise import SeededNoise
 from longvid.pipelines.rollout import Rollout
 from longvid.pipelines.schedules.blocks import BlockGrid
@@ -38,9 +52,10 @@ from longvid.pipelines.schedules.rolling import RollingSchedule
 from longvid.pipelines.schedules.sigmas import step_sigmas
 
 SIZES = {
-    "tiny": {"dim": 96, "heads": 3, "layers": 2, "latent": (8, 12), "channels": 16},
-    "mid": {"dim": 512, "heads": 8, "layers": 8, "latent": (24, 40), "channels": 16},
+    "tiny": {"dim": 96, "heads": 3, "layers": 2, "latent": (8, 12), "channels": 16, "text": (20, 32), "freq": 64},
+    "mid": {"dim": 512, "heads": 8, "layers": 8, "latent": (24, 40), "channels": 16, "text": (512, 4096), "freq": 256},
 }
+CONTESTANTS = ("ours", "naive cache", "naive")
 METHODS = ("self-forcing", "streaming-llm", "deep-forcing", "reward-forcing", "rolling-forcing")
 
 
@@ -53,22 +68,44 @@ def make_denoiser(size: dict[str, Any], device: str, dtype: torch.dtype) -> Deno
         attention_head_dim=size["dim"] // size["heads"],
         in_channels=size["channels"],
         out_channels=size["channels"],
-        text_dim=64,
-        freq_dim=64,
+        text_dim=size["text"][1],
+        freq_dim=size["freq"],
         ffn_dim=2 * size["dim"],
         num_layers=size["layers"],
     )
     return Denoiser(model.eval().to(device, dtype))
 
 
-def start(denoiser: Denoiser, method: MethodConfig, size: dict[str, Any], naive: bool) -> Rollout:
+class NaiveDenoiser(Denoiser):
+    """Calls as a port to diffusers' stock forward makes them: text from its embeddings, one timestep a token."""
+
+    def _run(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, text: Any, call: Any, guidance_scale: float
+    ) -> torch.Tensor:
+        text = text[0][1] if not isinstance(text, TextContext) else text
+        per_token = timesteps.to(self.device, torch.float32).expand(latents.shape[0], latents.shape[2])
+        per_token = per_token.repeat_interleave(call.tokens_per_frame, dim=1)
+        self._rope.call = call
+        try:
+            velocity = self.transformer(
+                latents.to(self.dtype), per_token, text.embeds.to(self.dtype), return_dict=False
+            )
+        finally:
+            self._rope.call = None
+        return velocity[0].float()
+
+
+def start(denoiser: Denoiser, method: MethodConfig, size: dict[str, Any], contestant: str) -> Rollout:
     """An endless rollout whose window is full of given latents."""
+    if contestant == "naive":
+        denoiser = NaiveDenoiser(denoiser.transformer)
+    torch.manual_seed(1)
     n = method.schedule.frames_per_block
     policy = policy_from_config(method.cache, n)
     sigmas = step_sigmas(method.schedule.steps, method.schedule.shift)
     height, width = size["latent"]
     given = torch.randn(1, size["channels"], -(-policy.capacity // n) * n + n, height, width)
-    text = denoiser.encode_text(torch.randn(1, 20, 64))
+    text = denoiser.encode_text(torch.randn(1, *size["text"]))
     schedule = RollingSchedule if method.schedule.kind == "rolling" else ChunkSchedule
     rollout = Rollout(
         denoiser,
@@ -83,7 +120,7 @@ def start(denoiser: Denoiser, method: MethodConfig, size: dict[str, Any], naive:
         frames=None,
         initial=given,
     )
-    if naive:
+    if contestant != "ours":
         rollout.cache = NaiveCache(  # type: ignore[assignment]
             policy, layers=denoiser.layers, batch=1, rotary=denoiser.rotary(height, width)
         )
@@ -167,35 +204,56 @@ def count_recomputation(denoiser: Denoiser, rollout: Rollout, blocks: int) -> di
 
 def measure(denoiser: Denoiser, name: str, size: dict[str, Any], rounds: int, warm_up: int) -> dict[str, Any]:
     method = MethodConfig.load(name)
-    rollouts = {"cached": start(denoiser, method, size, False), "naive": start(denoiser, method, size, True)}
+    rollouts = {contestant: start(denoiser, method, size, contestant) for contestant in CONTESTANTS}
     wall: dict[str, list[float]] = {key: [] for key in rollouts}
     process: dict[str, list[float]] = {key: [] for key in rollouts}
     cuda = denoiser.device.type == "cuda"
+    difference = 0.0
     for turn in range(warm_up + rounds):
+        made = {}
         for key, rollout in rollouts.items():
             if cuda:
                 torch.cuda.synchronize()
             began, began_process = time.perf_counter(), time.process_time()
-            next(rollout)
+            made[key] = next(rollout).latents
             if cuda:
                 torch.cuda.synchronize()
             if turn >= warm_up:
                 wall[key].append(time.perf_counter() - began)
                 process[key].append(time.process_time() - began_process)
+        if turn == 0:  # later blocks start from each contestant's own history
+            difference = max(float((made["ours"] - latents).abs().max()) for latents in made.values())
     figures: dict[str, Any] = {
         key: {
             "median_s": statistics.median(wall[key]),
             "p95_s": float(np.percentile(wall[key], 95)),
             "median_process_s": statistics.median(process[key]),
+            "p95_process_s": float(np.percentile(process[key], 95)),
             **count_work(rollouts[key]),
         }
         for key in rollouts
     }
-    figures["cached"] |= count_recomputation(denoiser, rollouts["cached"], 2)
-    figures["cached"]["storage_bytes"] = rollouts["cached"].cache.nbytes
+    figures["ours"] |= count_recomputation(denoiser, rollouts["ours"], 2)
+    figures["ours"]["storage_bytes"] = rollouts["ours"].cache.nbytes
     clock = "median_s" if cuda else "median_process_s"
-    figures["speedup"] = figures["naive"][clock] / figures["cached"][clock]
+    for key in CONTESTANTS[1:]:
+        figures[f"speedup over {key}"] = figures[key][clock] / figures["ours"][clock]
+    figures["largest_difference_of_the_first_block"] = difference
+    figures["attention_share"] = attention_share(rollouts["ours"], cuda)
     return figures
+
+
+def attention_share(rollout: Rollout, cuda: bool) -> float:
+    """Share of a block's time that scaled_dot_product_attention takes: arithmetic that every contestant shares."""
+    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        next(rollout)
+    total = attention = 0.0
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        total += own
+        attention += own if "attention" in event.key else 0.0
+    return attention / total
 
 
 @torch.no_grad()
@@ -215,13 +273,14 @@ def main() -> None:
         figures[name] = {}
         for method in options.methods:
             row = figures[name][method] = measure(denoiser, method, SIZES[name], options.rounds, options.warm_up)
-            cached, naive = row["cached"], row["naive"]
+            ours = row["ours"]
             print(
-                f"{name:5} {method:16} {cached['median_s'] * 1e3:9.1f} ms a block "
-                f"({cached['median_process_s'] * 1e3:.1f} process), naive {naive['median_s'] * 1e3:9.1f} "
-                f"({naive['median_process_s'] * 1e3:.1f}): {row['speedup']:.2f}x; {cached['model_calls']} calls, cache "
-                f"writes {cached['cache_bytes_written'] / 1e6:.1f} MB ({naive['cache_bytes_written'] / 1e6:.1f}), "
-                f"allocates {cached['cache_tensors_allocated']} ({naive['cache_tensors_allocated']})",
+                f"{name:5} {method:16} {ours['median_s'] * 1e3:9.1f} ms a block "
+                f"({ours['median_process_s'] * 1e3:.1f} process), naive cache x{row['speedup over naive cache']:.2f}, "
+                f"naive x{row['speedup over naive']:.2f}; attention {row['attention_share']:.0%}; differs by "
+                f"{row['largest_difference_of_the_first_block']:.1e}; {ours['model_calls']} calls, cache writes "
+                f"{ours['cache_bytes_written'] / 1e6:.1f} MB ({row['naive']['cache_bytes_written'] / 1e6:.1f}), "
+                f"allocates {ours['cache_tensors_allocated']} ({row['naive']['cache_tensors_allocated']})",
                 flush=True,
             )
     if options.out:
@@ -232,7 +291,7 @@ def main() -> None:
             dtype=options.dtype,
             device=options.device,
             sizes=SIZES,
-            speedup="naive / cached, median process time on a CPU, median wall time on a GPU",
+            speedup="naive / ours, median process time on a CPU, median wall time on a GPU",
         )
         facts.write(options.out, figures)
 

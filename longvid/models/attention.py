@@ -77,27 +77,36 @@ class SelfAttentionProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         shape = (call.batch, -1, attn.heads, query.shape[-1] // attn.heads)
-        query_BLND = apply_rotary(attn.norm_q(query).reshape(shape), call.cos, call.sin)
+        query_BLND = attn.norm_q(query).reshape(shape)
         key_BLND, value_BLND = attn.norm_k(key).reshape(shape), value.reshape(shape)
+        if call.view is not None and torch.compiler.is_compiling():
+            # Which tokens are read and written where changes from block to block; a graph for each would never end.
+            out = torch.compiler.disable(self._attend)(call, query_BLND, key_BLND, value_BLND)
+        else:
+            out = self._attend(call, query_BLND, key_BLND, value_BLND)
+        hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](hidden_states))
+        return projected
+
+    def _attend(self, call: AttentionCall, query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor) -> Tensor:
+        """Rotate, take own keys and values into the cache, and attend to what the call may see; [B, L, N, D]."""
+        query_BLND = apply_rotary(query_BLND, call.cos, call.sin)
         if call.view is None:
             keys, values = apply_rotary(key_BLND, call.cos, call.sin), value_BLND
         else:
             assert self.store is not None
             keys, values = self.store.read(call.view, query_BLND, key_BLND, value_BLND)
         if call.attend is not None:
-            out = call.attend(query_BLND, keys, values, call=call)
-        else:
-            out = dispatch_attention_fn(
-                query_BLND,
-                keys.to(query_BLND.dtype),
-                values.to(query_BLND.dtype),
-                attn_mask=call.mask,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )
-        hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](hidden_states))
-        return projected
+            return call.attend(query_BLND, keys, values, call=call)
+        attended: Tensor = dispatch_attention_fn(
+            query_BLND,
+            keys.to(query_BLND.dtype),
+            values.to(query_BLND.dtype),
+            attn_mask=call.mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attended
 
 
 class TextAttentionProcessor:
