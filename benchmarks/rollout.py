@@ -1,4 +1,4 @@
-"""Seconds a block of every cached method, against a naive twin that concatenates, clones and rotates again on each call.
+"""Seconds a block of every cached method, against a naive twin that concatenates, clones and rotates again each call.
 
     python benchmarks/rollout.py --out benchmarks/results/rollout_cpu.json
     python benchmarks/rollout.py --size tiny --methods deep-forcing --rounds 5
@@ -12,16 +12,17 @@ busy machine slows all alike. Three contestants make the same latents (the large
     ours         FrameKVCache; text keys once a prompt; timesteps embedded a frame
     naive cache  `longvid.cache.naive`: un-roped keys are concatenated and cloned, and all of them rotated in complex
                  float64, in every layer of every call. Calls are made as ours are.
-    naive        the naive cache, and calls as a port makes them to diffusers' stock forward: the prompt goes through the
-                 text MLP and each layer's text projections in every call, each token brings its own timestep.
+    naive        the naive cache, and calls as a port makes them to diffusers' stock forward: the prompt goes through
+                 the text MLP and each layer's text projections in every call, each token brings its own timestep.
 
-None of the twin's costs is invented: the published implementations rotate in complex float64 in each layer of each call,
-compute the text MLP in every call, and roll their caches by clone; diffusers' forward takes noise levels that differ
-within a call as one timestep a token. What the twin does not have: it makes no call that we do not make (the references'
-dead commit calls), rotates queries with our fast rotation, and attends through the same scaled_dot_product_attention.
+None of the twin's costs is invented: the published implementations rotate in complex float64 in each layer of each
+call, compute the text MLP in every call, and roll their caches by clone; diffusers' forward takes noise levels that
+differ within a call as one timestep a token. What the twin does not have: it makes no call that we do not make (the
+references' dead commit calls), rotates queries with our rotation, and attends through the same
+scaled_dot_product_attention.
 
-Beside the time: model calls, bytes that the cache writes and tensors that it allocates a block, and how often text keys,
-text projections and position tables are computed in steady state (they must not be).
+Beside the time: model calls, bytes that the cache writes and tensors that it allocates a block, and how often text
+keys, text projections and position tables are computed in steady state (they must not be).
 """
 
 from __future__ import annotations
