@@ -13,7 +13,8 @@ from longvid.errors import InputError
 from longvid.models.vae_stream import streaming_decoder
 from longvid.pipelines.output import to_uint8
 
-METHODS = ["self-forcing", "streaming-llm", "deep-forcing", "reward-forcing", "rolling-forcing"]
+CLASSES = ["self-forcing", "streaming-llm", "deep-forcing", "reward-forcing", "rolling-forcing"]
+METHODS = [*CLASSES, "longlive"]
 PROMPT = "a red ball bounces over green hills"
 
 
@@ -33,7 +34,7 @@ def test_a_stream_is_the_call_in_pieces(make_tiny_pipe, method):
     assert not np.array_equal(frames, np.concatenate([c.frames for c in pipe.stream(PROMPT, seconds=4, seed=4)]))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_each_class_carries_its_method(make_tiny_pipe, name):
     pipe = make_tiny_pipe(name)
     assert type(pipe).method_name == name

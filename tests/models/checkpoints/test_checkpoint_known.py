@@ -24,6 +24,7 @@ def test_each_resolves_to_a_method_with_its_settings_and_sampling(name):
         assert list(method.schedule.steps) == known.sampling["steps"]
     if name == "longlive":
         assert (method.cache.window, method.cache.sink, method.cache.positions) == (12, 3, "absolute")
+        assert (method.name, method.cache.recache, method.paper) == ("longlive", "window", "arXiv 2509.22622")
 
 
 def test_names_are_their_keys_and_files_are_distinct():
