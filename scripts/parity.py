@@ -3,6 +3,7 @@
 A directory holds ``cases.json``, a list of cases ``{file, kind, ..., atol}``, with their tensors beside it, and for
 cases that need a model ``config.json`` and ``weights_*.safetensors``. Prints ``case max_abs_err limit ok|FAIL`` a line;
 exits 1 when a case fails, raises or is of a kind that nobody here knows, and 2 when a directory has no cases.
+``--json FILE`` records the same; ``scripts/rollout_tables.py`` makes the table of docs/parity.md of it.
 
 Kinds live in ``parity_kinds/``: every module there has ``RUNNERS``, kind -> ``run(case, directory) -> max abs error``.
 """
@@ -61,9 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--only", help="run only cases whose name or kind contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="record the results there too")
     options = parser.parse_args(arguments)
     known = runners()
-    failed = 0
+    failed, rows = 0, []
     for directory in options.directories:
         path = directory / "cases.json"
         if not path.is_file():
@@ -77,6 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
             verdict = f"FAIL ({problem})" if problem else "ok"
             print(f"{directory.name}/{name} {error:.3e} {limit:.0e} {verdict}", flush=True)
             failed += bool(problem)
+            facts = {"directory": directory.name, "case": name, "kind": case.get("kind")}
+            rows.append(facts | {"max_abs_err": error, "limit": limit, "ok": not problem})
+    if options.json:
+        from benchmarks.record import Record
+
+        record = Record(vae=True, warm_up=0, dtype="float32")
+        record.facts["command"] = "python scripts/parity.py DIR [DIR ...] --json FILE"  # not whose folders they were
+        record.write(options.json, {"cases": rows})
     return 1 if failed else 0
 
 

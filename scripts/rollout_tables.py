@@ -1,0 +1,117 @@
+"""The tables of docs/parity.md and docs/rollout_speed.md, from what parity.py and benchmarks/rollout.py recorded.
+
+python scripts/rollout_tables.py            writes them between their markers
+python scripts/rollout_tables.py --check    fails when a document is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import pages
+
+RESULTS = pages.ROOT / "benchmarks" / "results"
+RECORDED = (
+    ("tiny", "rollout_tiny_cpu.json"),
+    ("mid", "rollout_mid_cpu.json"),
+    ("mid", "rollout_mid_cpu_bf16.json"),
+)
+TARGET = 2.0
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def parity_table() -> str:
+    """Every recorded case with its largest error."""
+    record = _read("parity.json")
+    lines = ["| recording | case | kind | max abs error | limit | |", "|---|---|---|---|---|---|"]
+    for row in record["figures"]["cases"]:
+        verdict = "ok" if row["ok"] else "**FAIL**"
+        lines.append(
+            f"| {row['directory']} | {row['case']} | {row['kind']} | {row['max_abs_err']:.1e} | {row['limit']:.0e} "
+            f"| {verdict} |"
+        )
+    good = sum(row["ok"] for row in record["figures"]["cases"])
+    versions = record["versions"]
+    lines += [
+        "",
+        f"{good} of {len(record['figures']['cases'])} within their limits; commit {record['commit']}, torch "
+        f"{versions['torch']}, diffusers {versions['diffusers']}, float32 on a CPU.",
+    ]
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """A row a method, size and dtype."""
+    lines = [
+        "| model | dtype | method | ms a block: ours | naive cache | naive | over naive cache | over naive "
+        "| attention | cache writes, MB: ours / naive | tensors allocated: ours / naive | differs by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for size, name in RECORDED:
+        record = _read(name)
+        for method, row in record["figures"][size].items():
+            ours, cache, naive = (row[key] for key in ("ours", "naive cache", "naive"))
+            times = " | ".join(f"{contestant['median_process_s'] * 1e3:,.1f}" for contestant in (ours, cache, naive))
+            lines.append(
+                f"| {size} | {record['dtype']} | {method} | {times} | {row['speedup over naive cache']:.2f}x "
+                f"| {row['speedup over naive']:.2f}x | {row['attention_share']:.0%} "
+                f"| {ours['cache_bytes_written'] / 1e6:.1f} / {naive['cache_bytes_written'] / 1e6:.1f} "
+                f"| {ours['cache_tensors_allocated']} / {naive['cache_tensors_allocated']} "
+                f"| {row['largest_difference_of_the_first_block']:.0e} |"
+            )
+    return "\n".join(lines)
+
+
+def speed_facts() -> str:
+    """Which rows reach the target and which do not, and what was measured where."""
+    lines = []
+    for size, name in RECORDED:
+        record = _read(name)
+        rows = {method: row["speedup over naive"] for method, row in record["figures"][size].items()}
+        reached = [f"{method} ({ratio:.2f}x)" for method, ratio in rows.items() if ratio >= TARGET]
+        short = [f"{method} ({ratio:.2f}x)" for method, ratio in rows.items() if ratio < TARGET]
+        said = f"reach {TARGET:g}x: {', '.join(reached) or 'none'}; do not: {', '.join(short) or 'none'}"
+        machine = record["machine"]
+        lines.append(
+            f"- **{size}, {record['dtype']}**: {said}. Median of {record['rounds']} blocks after {record['warm_up']}, "
+            f"process time of one thread on {machine['processor']} ({machine['cores']} cores, load "
+            f"{machine['load_average'][0]:.0f}), commit {record['commit']}: `{record['command']}`."
+        )
+    grown = [
+        (record["dtype"], size, method)
+        for size, record in ((size, _read(name)) for size, name in RECORDED)
+        for method, row in record["figures"][size].items()
+        if any(row["ours"][key] for key in ("text_mlp_rows", "text_key_rows", "storage_growth_bytes"))
+    ]
+    lines.append(
+        "- Rows of the text MLP and of text keys computed, and bytes of storage grown, in a steady-state block: "
+        + (f"not 0 for {grown}." if grown else "0 in every row.")
+    )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "parity": ("docs/parity.md", parity_table),
+    "rollout speed": ("docs/rollout_speed.md", speed_table),
+    "rollout speed facts": ("docs/rollout_speed.md", speed_facts),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    return pages.write(TABLES, "scripts/rollout_tables.py", check=parser.parse_args(arguments).check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
