@@ -344,7 +344,7 @@ class Engine:
             session.take.cancel()
             self._closing.append(session.take)
             session.take = None
-        self._post.submit(session.close_encoder)
+        self._post.submit(session.close)
 
     # ---------------------------------------------------------------- housekeeping
 

@@ -387,6 +387,7 @@ class Session:
         """What ends the session, once everything before it was sent."""
         return None if self._unsent or self._stats is not None else self.final
 
-    def close_encoder(self) -> None:
-        """Free the encoder. On the thread that encodes."""
+    def close(self) -> None:
+        """Free the encoder and the meter: an ended session keeps frames alone. On the thread that encodes."""
         self._encoder.close()
+        self._meter = LiveMeter(self.order.fps)
