@@ -117,7 +117,7 @@ def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> dict[str
 def bare(pipe: Any, blocks: int) -> dict[str, Any]:
     started, used = time.perf_counter(), time.process_time()
     at, first = [], 0.0
-    for chunk in pipe.stream(PROMPT, seed=0):
+    for _ in pipe.stream(PROMPT, seed=0):
         first = first or time.process_time() - used
         at.append(time.perf_counter())
         if len(at) == blocks:
