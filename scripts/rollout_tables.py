@@ -34,12 +34,14 @@ def parity_table() -> str:
     """Every recorded case with its largest error."""
     record = _read("parity.json")
     lines = ["| recording | case | kind | max abs error | limit | |", "|---|---|---|---|---|---|"]
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in record["figures"]["cases"]:
-        verdict = "ok" if row["ok"] else "**FAIL**"
-        lines.append(
-            f"| {row['directory']} | {row['case']} | {row['kind']} | {row['max_abs_err']:.1e} | {row['limit']:.0e} "
-            f"| {verdict} |"
-        )
+        grouped.setdefault((row["directory"], row["case"]), []).append(row)
+    for (directory, case), rows in grouped.items():
+        verdict = "ok" if all(row["ok"] for row in rows) else "**FAIL**"
+        times = f" ({len(rows)} settings)" if len(rows) > 1 else ""
+        error, limit = max(row["max_abs_err"] for row in rows), min(row["limit"] for row in rows)
+        lines.append(f"| {directory} | {case}{times} | {rows[0]['kind']} | {error:.1e} | {limit:.0e} | {verdict} |")
     good = sum(row["ok"] for row in record["figures"]["cases"])
     versions = record["versions"]
     lines += [
