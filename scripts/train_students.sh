@@ -19,4 +19,4 @@ train() { # KIND STEPS [INITIAL]
 
 train self-forcing 600
 train rolling-forcing 400 self-forcing
-train reward-forcing 300 self-forcing
+train reward-forcing 140 self-forcing
