@@ -82,7 +82,7 @@ def main() -> None:
             continue
         figures = json.loads(path.read_text())["figures"]
         student = figures.get("student", BASE)
-        results.append(figures | {"student": student, "label": f"{figures['method']}, {student}"})
+        results.append(figures | {"student": student, "label": f"{figures['method']} ({student})"})
     # What the default command renders first, then the same method on the base.
     results.sort(key=lambda r: (r["method"] != default.name, r["student"] != (default.student or BASE), r["label"]))
     shown = [r for r in results if r["method"] == default.name and r["student"] in (BASE, default.student)]
