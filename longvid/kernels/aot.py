@@ -9,12 +9,14 @@ interpreter (TRITON_INTERPRET).
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,7 @@ def specimens(arch: int | str) -> Iterator[Specimen]:
     yield Specimen("column_sum/bf16", "column_sum_kernel", "bf16", wide, 4, 3, frozenset({"q_ptr", "out_ptr"}))
     rotate = {"HALF": 64, "BLOCK_HALF": 64, "BLOCK_L": 16, "GATHER": True}
     yield Specimen("rotate_tokens/bf16/d128", "rotate_tokens_kernel", "bf16", rotate)
+    yield Specimen("rotate_tokens/bf16/d128/in-order", "rotate_tokens_kernel", "bf16", rotate | {"GATHER": False})
     yield Specimen("gather_tokens/bf16", "gather_tokens_kernel", "bf16", {"BLOCK_L": 16, "BLOCK_C": 512})
     yield Specimen("ema_merge/bf16", "ema_merge_kernel", "bf16", {"BLOCK": 1024})
 
@@ -96,6 +99,12 @@ def _kernels() -> dict[str, Any]:
 
     modules = (triton_forward, triton_backward, cache_triton)
     return {name: value for module in modules for name, value in vars(module).items() if hasattr(value, "arg_names")}
+
+
+def digests() -> dict[str, str]:
+    """A short hash of every kernel's source: which text a recorded table was compiled from."""
+    sources = {name: inspect.getsource(kernel.fn) for name, kernel in sorted(_kernels().items())}
+    return {name: sha256(source.encode()).hexdigest()[:16] for name, source in sources.items()}
 
 
 def _signature(specimen: Specimen, names: list[str]) -> dict[str, str]:

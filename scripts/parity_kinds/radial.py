@@ -21,7 +21,8 @@ HALF_NEAR_COMMIT = "af371ca"  # the published Wan convention before 2025-11-11 s
 def spec_of(case: dict[str, Any]) -> RadialSpec:
     """The rule that a case was recorded with."""
     make = {"wan": RadialSpec.wan, "hunyuan": RadialSpec.hunyuan}[case.get("model", "wan")]
-    changes = {name: case[name] for name in ("decay", "block", "floor", "split_threshold", "anchor") if name in case}
+    names = ("decay", "block", "floor", "split_threshold", "sink_frames", "anchor")
+    changes = {name: case[name] for name in names if name in case}
     half_near = str(case.get("commit", "")).startswith(HALF_NEAR_COMMIT) and case.get("model", "wan") == "wan"
     return make(**changes, half_near=half_near)
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from longvid.kernels.aot import ARCHITECTURES, SHARED_LIMIT, specimens, spilled
+from longvid.kernels.aot import ARCHITECTURES, SHARED_LIMIT, digests, specimens, spilled
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = json.loads((ROOT / "benchmarks" / "results" / "kernels_aot.json").read_text())
@@ -87,6 +87,12 @@ def test_recorded_table_is_complete_and_free_of_spills(arch):
         assert (row["num_warps"], row["num_stages"]) == (specimen.num_warps, specimen.num_stages), specimen.name
         assert spilled(row) == 0, specimen.name
         assert row["shared_kilobytes"] <= SHARED_LIMIT[arch], specimen.name
+
+
+def test_recorded_from_the_kernels_as_they_are_now():
+    assert RECORDED["sources"] == digests(), (
+        "run python scripts/aot_compile.py --out benchmarks/results/kernels_aot.json"
+    )
 
 
 def test_recorded_with_the_triton_that_pairs_with_torch():
