@@ -87,7 +87,7 @@ def test_the_gpu_benchmark_runs_end_to_end_in_the_interpreter(tmp_path):
     written = json.loads((tmp_path / "figures.json").read_text())
     rows = written["figures"]["attention"]
     assert [row["backward"] for row in rows] == [False, True, False]
-    assert all(row["triton"]["speed_up"] > 0 for row in rows)
+    assert all(row["triton"]["median_ms"] > 0 and "speed_up" in row["triton"] for row in rows)
     assert all(row["flex"] == {"left_out": "compared on a GPU only"} for row in rows)
     assert {row["name"] for row in written["figures"]["cache"]} >= {"rotate_tokens", "column_mass", "ema_merge"}
 
