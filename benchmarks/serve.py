@@ -234,7 +234,7 @@ def session_table(record: dict[str, Any]) -> str:
             "| frames kept for replay (MB) | most frames sent and not acknowledged |",
             "|---|---|---|---|---|---|",
             *rows,
-            row("1, and one that never acknowledges", "", figures["slow"]),
+            row("1, and one that never acknowledges", "all to the other", figures["slow"]),
             "",
         ]
     )
