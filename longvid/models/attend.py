@@ -6,8 +6,10 @@ Shape letters: B batch, L query tokens, T key tokens, M appended tokens, N heads
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
@@ -30,6 +32,8 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
     `sink_frames`. Far frames are thinned by their own number, which agrees with the cache policy `radial`. In a call
     without a cache (a window of a queue) every frame is at its distance from every other and frames are thinned by
     distance, as published. Blocks are cut inside frames, so that a grid of any size keeps every block that it should.
+    Tokens that a policy selected one by one (Deep Forcing) belong to no frame any more: every query sees them and the
+    sinks in front of them; the whole frames behind them are banded.
 
     The function takes `extra` = (key [B, M, N, D], value, valid bool [B, M]): tokens from outside the grid, which every
     query sees.
@@ -41,25 +45,31 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
         raise InputError(f"attention.backend={config.backend!r}: must be one of {known} for radial attention")
     backend: dict[str, Any] = {"backend": config.backend, "strict": config.strict}
 
-    def blocks_of(call: AttentionCall, length: int) -> BlockCSR:
+    def blocks_of(call: AttentionCall, length: int, store: Any) -> BlockCSR:
         view, tokens = call.view, call.tokens_per_frame
         if call.mask is not None:
             raise InputError("attention='radial': brings its own mask and takes no other; use 'dense'")
         if view is None:
             window = range(length // tokens)
             return rollout_blocks(window, window, tokens, RadialSpec.for_grid(tokens, sink_frames=sink_frames))
-        if view.tokens:
-            raise InputError(
-                "attention='radial': needs whole frames in the cache; use a method without token selection, or 'dense'"
-            )
         spec = RadialSpec.for_grid(tokens, sink_frames=sink_frames, anchor="key")
-        return rollout_blocks(view.own_frames, view.key_frames, tokens, spec, dense_chunk=True)
+        if not view.tokens:
+            return rollout_blocks(view.own_frames, view.key_frames, tokens, spec, dense_chunk=True)
+        whole = whole_frames(store.selector, view.start)
+        frames = (*range(view.start - whole, view.start), *view.own_frames[view.own // tokens :])
+        return _beside(store.selector.length - whole * tokens, view.own_frames, frames, tokens, spec)
 
     def attend(
-        query_BLND: Tensor, key_BTND: Tensor, value_BTND: Tensor, *, call: AttentionCall, extra: Any = None
+        query_BLND: Tensor,
+        key_BTND: Tensor,
+        value_BTND: Tensor,
+        *,
+        call: AttentionCall,
+        store: Any = None,
+        extra: Any = None,
     ) -> Tensor:
         query, key, value = (x.to(query_BLND.dtype).transpose(1, 2) for x in (query_BLND, key_BTND, value_BTND))
-        blocks = blocks_of(call, query.shape[2])
+        blocks = blocks_of(call, query.shape[2], store)
         if extra is None or not extra[0].shape[1]:
             alone: Tensor = block_sparse_attention(query, key, value, blocks, **backend)
             return alone.transpose(1, 2)
@@ -79,6 +89,36 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
         return torch.cat(rows).transpose(1, 2)
 
     return attend
+
+
+def whole_frames(selector: Any, start: int) -> int:
+    """How many whole frames in their order, up to frame `start` - 1, a token selector's newest tokens are."""
+    tokens = selector.tokens_per_frame
+    most = min(selector.length // tokens, start)
+    if not most:
+        return 0
+    first = selector.length - most * tokens
+    frames = selector.frames[:, first : selector.length].unflatten(1, (most, tokens))
+    places = selector.places[:, first : selector.length].unflatten(1, (most, tokens))
+    expected = torch.arange(start - most, start, device=frames.device)[:, None]
+    there = (frames == expected) & (places == torch.arange(tokens, device=places.device))
+    return int(there.all(dim=2).all(dim=0).flip(0).long().cumprod(0).sum())
+
+
+@lru_cache(maxsize=64)
+def _beside(loose: int, own: tuple[int, ...], frames: tuple[int, ...], tokens: int, spec: RadialSpec) -> BlockCSR:
+    """The mask of `own` over [loose tokens, seen by all ; frames]."""
+    banded = rollout_blocks(own, frames, tokens, spec, dense_chunk=True)
+    if not loose:
+        return banded
+    rows = np.repeat(np.arange(banded.q_blocks), np.diff(banded.row_ptr))
+    every = np.arange(banded.q_blocks)
+    return BlockCSR.from_pairs(
+        np.concatenate([every, rows]),
+        np.concatenate([np.zeros_like(every), banded.col_idx + 1]),
+        banded.q_starts,
+        np.concatenate([[0], banded.kv_starts + loose]),
+    )
 
 
 def set_dense_backend(transformer: Any, config: AttentionConfig, device: torch.device) -> None:

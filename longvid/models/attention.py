@@ -36,7 +36,8 @@ class AttentionCall:
     batch: samples (guidance branches included); the hidden states are [batch * F, S, dim]. cos, sin: rotary tables of
     the call's tokens, [L, 1, D/2]. view: what to read from the cache, None to attend to the call's own tokens alone.
     mask: optional boolean or additive mask over own tokens (only without a cache). attend: another attention function,
-    ``attend(query_BLND, key_BTND, value_BTND, call=call) -> [B, L, N, D]``.
+    ``attend(query_BLND, key_BTND, value_BTND, call=call, store=store) -> [B, L, N, D]``, `store` being the layer's part
+    of the cache or None.
     """
 
     batch: int
@@ -97,7 +98,7 @@ class SelfAttentionProcessor:
             assert self.store is not None
             keys, values = self.store.read(call.view, query_BLND, key_BLND, value_BLND)
         if call.attend is not None:
-            return call.attend(query_BLND, keys, values, call=call)
+            return call.attend(query_BLND, keys, values, call=call, store=None if call.view is None else self.store)
         attended: Tensor = dispatch_attention_fn(
             query_BLND,
             keys.to(query_BLND.dtype),

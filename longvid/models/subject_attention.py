@@ -126,7 +126,7 @@ class SubjectCall(AttentionCall):
                 return self.attend(query, key, value, call=self, extra=subject)
             return attend_with_subject(query, key, value, subject, backend=backend)
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, *, call: Any) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, *, call: Any, store: Any = None) -> Tensor:
             first = query.shape[0] - self.conditional
             q, k, v = query[first:], key[first:], value[first:]
             subject = self.appended.get(layer)

@@ -179,11 +179,6 @@ def resolve(
         check_fifo(method, [*request.prompts, *(switch.text for switch in switches)])
     if method.schedule.kind in ("chunk", "rolling"):
         rehearse(request)
-        if method.attention.kind == "radial" and method.cache.policy == "participative":
-            raise InputError(
-                "attention='radial': needs whole frames in the cache, and cache.policy='participative' keeps single "
-                "tokens; use method 'self-forcing', or cache.policy='deep-sink'"
-            )
     return request
 
 

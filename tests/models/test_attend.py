@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from longvid.cache.policies import RadialPolicy, SlidingPolicy
+from longvid.cache import FrameKVCache
+from longvid.cache.policies import ParticipativePolicy, RadialPolicy, SlidingPolicy
 from longvid.config import AttentionConfig
 from longvid.errors import InputError, UnknownNameError
 from longvid.kernels.attention.naive import token_mask
@@ -14,6 +15,7 @@ from longvid.kernels.radial import RadialSpec, radial_blocks, rollout_blocks
 from longvid.models.attend import attend_for, set_dense_backend
 from longvid.models.attention import AttentionCall
 from longvid.models.denoiser import Denoiser
+from longvid.models.rope import RotaryTables
 
 ROWS, COLUMNS, BLOCK = 4, 5, 2  # 20 tokens a frame: thinned from a distance of 16 frames on
 TOKENS = ROWS * COLUMNS
@@ -95,6 +97,45 @@ def test_without_a_cache_the_mask_is_square():
     mask = token_mask(rollout_blocks(range(FRAMES), range(FRAMES), TOKENS, spec))[0]
     truth = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)
     assert (out - truth.transpose(1, 2)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_selected_tokens_are_seen_by_all_and_whole_frames_in_bands(batch):
+    """Deep Forcing's tokens: before, at and after compressions, against a mask counted out from what was chosen."""
+    rows, columns, block = 6, 16, 2  # frames of 96 tokens, wider than the bands
+    tokens = rows * columns
+    policy = ParticipativePolicy(window=9, sink=2, budget=7, recent=3, max_reuse=2, frames_per_block=block)
+    cache = FrameKVCache(policy, layers=1, batch=batch, heads=2, head_dim=12, rotary=RotaryTables(12, rows, columns))
+    attend = attend_for(AttentionConfig(kind="radial", backend="gather"), sink_frames=2)
+    spec = RadialSpec.for_grid(tokens, sink_frames=2, anchor="key")
+    generator = torch.Generator().manual_seed(0)
+    (store,), chosen_at, banded = cache.layers, 0, False
+    for start in range(0, 10 * block, block):
+        cache.begin(start, block)
+        before = store.selector.last
+        for kind in ("denoise", "denoise", "commit"):
+            view = cache.view(kind)
+            q, k, v = (torch.randn(batch, block * tokens, 2, 12, generator=generator) for _ in range(3))
+            call = AttentionCall(batch, view.cos, view.sin, view=view, tokens_per_frame=tokens)
+            keys, values = store.read(view, q, k, v)
+            out = attend(q, keys, values, call=call, store=store)
+            if store.selector.last is not before:
+                before, chosen_at = store.selector.last, start
+            loose = 0 if before is None else 2 * tokens + before.chosen.shape[1]
+            oldest = start - (store.selector.length - loose) // tokens
+            own = range(start, start + block)
+            mask = torch.ones(block * tokens, keys.shape[1], dtype=torch.bool)
+            mask[:, loose:] = token_mask(
+                rollout_blocks(own, range(oldest, start + block), tokens, spec, dense_chunk=True)
+            )[0]
+            banded |= not mask.all()
+            truth = torch.nn.functional.scaled_dot_product_attention(
+                *(x.transpose(1, 2) for x in (q, keys, values)), mask
+            )
+            assert (out - truth.transpose(1, 2)).abs().max() < 1e-5, (start, kind)
+        cache.commit()
+    assert chosen_at > 8  # it compressed more than once
+    assert banded
 
 
 def test_the_method_radial_reads_all_history_from_part_of_it(make_tiny_pipe):
