@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from longvid.cache import FrameKVCache
+from longvid.cache import FrameKVCache, frame_cache
 from longvid.cache.policies import DeepSinkPolicy, EmaSinkPolicy, ParticipativePolicy, SlidingPolicy
 from longvid.kernels import cache_ops, cache_plain
 from longvid.models import rope
@@ -93,9 +93,13 @@ def launches(monkeypatch):
     return counts
 
 
+@pytest.mark.parametrize("layout", ["cpu", "gpu"])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("name", POLICIES)
-def test_kernels_give_what_the_plain_path_gives(name, geometry, launches, monkeypatch):
+def test_kernels_give_what_the_plain_path_gives(name, geometry, layout, launches, monkeypatch):
+    """In the memory layouts of both: a CPU's cache has a head's tokens side by side, a GPU's whole tokens."""
+    if layout == "gpu":
+        monkeypatch.setattr(frame_cache, "allocate", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype))
     policy, expected = POLICIES[name]
     with_kernels = play(policy, geometry, torch.float32)
     assert {k for k, n in launches.items() if n} == expected
