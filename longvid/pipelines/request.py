@@ -189,6 +189,13 @@ def rehearse(request: Request) -> None:
         if schedule.kind == "rolling":
             raise InputError("cache.policy='participative': needs schedule.kind='chunk'; token selection has no window")
         return
+    cache = request.method.cache
+    together = len(request.sigmas) * request.grid.frames_per_block
+    if cache.policy == "rolling" and schedule.kind == "rolling" and cache.window < together + cache.sink:
+        raise InputError(
+            f"cache.window={cache.window}: {together} frames are denoised together, beside a sink of {cache.sink}; "
+            f"use {together + cache.sink} or more, or fewer steps"
+        )
     resident: list[int] = []
     memory: Mapping[str, int] = {}
     index = 0

@@ -257,6 +257,13 @@ def test_bad_input_is_refused_before_the_model_runs(tiny_pipe, arguments, messag
     assert "\n" not in str(caught.value)
 
 
+def test_a_window_that_does_not_hold_its_own_blocks_is_refused(make_tiny_pipe):
+    pipe = make_tiny_pipe("rolling-forcing").use_method("rolling-forcing", {"cache": {"window": 17}})
+    with pytest.raises(InputError, match=r"cache.window=17: 15 frames are denoised together, .*use 18 or more"):
+        pipe.check_inputs(PROMPT, seconds=1)
+    pipe.use_method("rolling-forcing", {"cache": {"window": 18}}).check_inputs(PROMPT, seconds=1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
