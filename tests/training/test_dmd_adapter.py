@@ -179,6 +179,10 @@ def test_the_next_student_goes_on_from_an_adapter(tiny_folder, tmp_path):
     with pytest.raises(InputError, match=r"lora_rank=4: .* has rank \[2\]"):
         distiller(tiny_folder, tmp_path / "other", initial=first, lora_rank=4)
     whole = load_parts(tiny_folder, initial=first)
+    base = longvid.load(tiny_folder, "self-forcing", device="cpu", student="base")
+    # The default method picks a student of this name: teacher and critic are the base all the same.
+    for part in (whole.teacher, whole.critic):
+        assert torch.equal(numbers(part.state_dict()), numbers(base.transformer.state_dict()))
     pipe = longvid.load(tiny_folder, "self-forcing", device="cpu", student="self-forcing")
     assert torch.equal(numbers(whole.student.state_dict()), numbers(pipe.transformer.state_dict()))
     with pytest.raises(InputError, match="start from another adapter"):

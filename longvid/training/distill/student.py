@@ -82,7 +82,7 @@ def load_parts(
         raise InputError(
             f"model={str(model)!r}: must be a local folder in diffusers' format; make one: longvid convert"
         )
-    pipe = load(folder, method=method, device="cpu", dtype=torch.float32)
+    pipe = load(folder, method=method, device="cpu", dtype=torch.float32, student=BASE)
     for part in (pipe.vae, pipe.text_encoder):
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
@@ -112,7 +112,7 @@ def load_parts(
 
 
 def _transformer(model: str | Path) -> Transformer:
-    return load(model, device="cpu", dtype=torch.float32).transformer
+    return load(model, device="cpu", dtype=torch.float32, student=BASE).transformer
 
 
 def sampling_of(config: StudentConfig) -> dict[str, Any]:
