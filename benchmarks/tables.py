@@ -115,7 +115,7 @@ def markdown(figures: Mapping[str, Any], header: Mapping[str, Any], *, seconds: 
         lines += ["", f"## {section}", "", "| | " + " | ".join(METRICS[m].title for m in shown) + " |"]
         lines.append("|---|" + "---|" * len(shown))
         for entry in entries:
-            lines.append(f"| `{entry}` | " + " | ".join(_cell(figures, entry, m) for m in shown) + " |")
+            lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |")
     lines += ["", "## Less drift, and not by standing still", "", *_verdict_lines(figures)]
     lines += [
         "",
@@ -151,7 +151,7 @@ def _interval(found: Mapping[str, Any], digits: int) -> str:
     return f"{found['estimate']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def _cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
+def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
     found = figures["means"][entry][metric]
     if found is None:
         return "-"
