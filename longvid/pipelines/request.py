@@ -147,9 +147,8 @@ def resolve(
         scene = own.round_up(timeline.latents_until(frames))
         latent_frames, blocks = timeline.latent + scene, blocks + own.count(scene)
         if given_frames and given_blocks >= blocks:
-            raise InputError(
-                f"num_frames={frames}: those given fill {given_frames} of {latent_frames} latent frames; ask for more"
-            )
+            known = Timeline(facts.temporal).video_frame(given_frames)
+            raise InputError(f"num_frames={frames}: what it goes on from has {known} frames already; ask for more")
     texts = [schedule.parts[0].text for schedule in schedules]
     negative = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt, empty=True)
     if len(negative) not in (1, len(texts)):
