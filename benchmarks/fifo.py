@@ -115,7 +115,7 @@ def main() -> None:
 
         pipe = longvid.load(options.model, method="fifo", device=options.device, dtype=getattr(torch, options.dtype))
         transformer, facts = pipe.transformer, pipe.config
-        scale = 2 * (getattr(pipe.vae, "scale_factor_spatial", None) or 8)
+        scale = 2 * (getattr(pipe.vae.config, "scale_factor_spatial", None) or 8)
         options.rows, options.columns = facts.height // scale, facts.width // scale
         pairs = pipe.encode_prompt(["a red ball bounces over green hills"], [""])
     else:

@@ -22,8 +22,8 @@ def test_a_table_replaces_what_lay_between_its_markers(tmp_path, monkeypatch):
     tables = {"one": ("a.md", lambda: "| 1 |"), "two": ("a.md", lambda: "| 2 |")}
     assert pages.write(tables, "x.py", check=True) == 1
     assert pages.write(tables, "x.py", check=False) == 0
-    filled = "before\n<!-- table: one -->\n\n| 1 |\n\n<!-- end -->\nafter\n<!-- table: two -->\n\n| 2 |\n\n<!-- end -->\n"
-    assert page.read_text() == filled
+    one, two = ("<!-- table: one -->\n\n| 1 |\n\n<!-- end -->\n", "<!-- table: two -->\n\n| 2 |\n\n<!-- end -->\n")
+    assert page.read_text() == f"before\n{one}after\n{two}"
     assert pages.write(tables, "x.py", check=True) == 0
 
 
