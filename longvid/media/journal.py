@@ -230,6 +230,7 @@ def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ``ResumeError`` naming the first differences between two recipes, if there are any."""
     before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
     names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    names.sort(key=lambda name: name.count("."))  # what was asked for before what follows from it
     if names:
         said = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}" for name in names[:4])
         more = f"; and {len(names) - 4} more" if len(names) > 4 else ""

@@ -138,6 +138,8 @@ def test_a_render_with_another_student_is_not_resumed(folder: Path, tmp_path: Pa
     assert main([*common, "--student", "quick"]) == 0
     assert main([*common, "--student", "rolling", "--resume"]) == 2
     assert 'student was "quick", is "rolling"' in capsys.readouterr().err
+    assert main([*common, "--student", "base", "--resume"]) == 2
+    assert 'student was "quick", is "base"; ' in capsys.readouterr().err
     assert main([*common, "--student", "quick", "--resume"]) == 0
     assert "already finished" in capsys.readouterr().out
 
