@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import re
 import statistics
 import sys
 import time
@@ -31,9 +30,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import pages
+
+ROOT = pages.ROOT
 PAGE = ROOT / "docs" / "serving.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PROMPT = "a red ball bounces over green hills"
@@ -172,19 +173,11 @@ def served(studio: Any, method: str, blocks: int, count: int, slow: int = 0) -> 
 
 def page() -> str:
     """docs/serving.md with its tables written anew. Raises SystemExit when it lacks one's markers."""
-    text = PAGE.read_text(encoding="utf-8")
     cost = json.loads((RESULTS / "serve_cpu.json").read_text())
     live = json.loads((RESULTS / "online_metrics_cpu.json").read_text())
-    for name, table in {
-        "serve": cost_table(cost),
-        "sessions": session_table(cost),
-        "metrics": live_table(live),
-    }.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"docs/serving.md: lacks the marker <!-- table: {name} --> ... <!-- end -->")
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
-    return text
+    made = {"serve": cost_table(cost), "sessions": session_table(cost), "metrics": live_table(live)}
+    name = str(PAGE.relative_to(ROOT))
+    return pages.rendered({key: (name, lambda text=text: text.strip()) for key, text in made.items()})[PAGE]
 
 
 def where(record: dict[str, Any], name: str) -> str:

@@ -13,18 +13,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import pages
 from longvid.cache.policies import RadialPolicy
 from longvid.kernels.radial import RadialSpec, radial_blocks, rollout_blocks
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = pages.ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ def mask_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+TABLES: pages.Tables = {
     "square": ("docs/methods/radial.md", square_table),
     "rollout": ("docs/methods/radial.md", rollout_table),
     "mask": ("docs/kernels.md", mask_table),
@@ -199,32 +197,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
-def rendered() -> dict[Path, str]:
-    """Every document with its tables filled in. Raises SystemExit when a marker is missing."""
-    texts: dict[Path, str] = {}
-    for name, (document, make) in TABLES.items():
-        path = ROOT / document
-        text = texts.get(path) or path.read_text()
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{document}: lacks the marker <!-- table: {name} --> ... <!-- end -->")
-        table = make()
-        texts[path] = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
-    return texts
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    options: Any = parser.parse_args(arguments)
-    stale = [path for path, text in rendered().items() if path.read_text() != text]
-    if options.check:
-        for path in stale:
-            print(f"{path.relative_to(ROOT)}: out of date; run python scripts/kernel_tables.py", file=sys.stderr)
-        return 1 if stale else 0
-    for path, text in rendered().items():
-        path.write_text(text)
-    return 0
+    return pages.write(TABLES, "scripts/kernel_tables.py", check=parser.parse_args(arguments).check)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from torch import Tensor
 def allocate(shape_LBTND: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Zeros [layers, B, T, N, D].
 
-    On a CPU the tokens of a head lie side by side in memory: attention to thousands of keys is faster so than where each
-    token's heads do, with rows kilobytes apart. GPU kernels copy whole tokens.
+    On a CPU the tokens of a head lie side by side in memory: attention to thousands of keys is faster so than where
+    each token's heads do, with rows kilobytes apart. GPU kernels copy whole tokens.
     """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape_LBTND, dtype=dtype, device=device)

@@ -156,7 +156,7 @@ def test_a_dry_run_names_the_student_and_its_sampling(folder: Path, tmp_path: Pa
         shown = capsys.readouterr().out
         assert f"student: {name}\n" in shown
         assert f"sampler: {sampler}\n" in shown
-    assert main([*common, "--student", "rollin"]) == 2
+    assert main([*common, "--student", "roling"]) == 2
     assert "did you mean 'rolling'" in capsys.readouterr().err
 
 
