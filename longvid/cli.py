@@ -127,11 +127,14 @@ def _constants(method: Any) -> str:
         parts += [f"guidance {schedule.memory_guidance:g}"] if schedule.memory_guidance else []
         return ", ".join(parts)
     steps = f"{len(schedule.steps)} steps"
-    parts = [steps, f"window {cache.window}", f"sink {cache.sink}", f"{cache.positions} positions"]
+    window = "all history" if cache.window < 0 else f"window {cache.window}"
+    parts = [steps, window, f"sink {cache.sink}", f"{cache.positions} positions"]
     if cache.policy == "participative":
         parts += [f"budget {cache.budget}", f"recent {cache.recent}"]
     if cache.policy == "ema-sink":
         parts.append(f"alpha {cache.ema_alpha:g}")
+    if cache.policy == "radial":
+        parts.append(f"recent {cache.recent}")
     return ", ".join(parts)
 
 

@@ -266,6 +266,7 @@ def test_methods_are_listed_and_printed(run: Any) -> None:
         "rolling-forcing",
         "arXiv 2512.05081",
         "5 calls over 15 latent frames",
+        "all history, sink 1",
     ):
         assert name in out
     code, out, _ = run("methods", "reward-forcing")
