@@ -111,8 +111,8 @@ CLAIMS: tuple[Claim, ...] = (
         text="Reward-weighted distillation (Re-DMD) raises motion.",
         paper="Reward Forcing (2512.04678)",
         metric="motion",
-        entry="reward-forcing",
-        than="ema-sink",
+        entry="distilled-reward-forcing",
+        than="distilled-ema-sink",
         direction=1,
     ),
     Claim(

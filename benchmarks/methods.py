@@ -1,12 +1,13 @@
 """Every method on the same prompts and seeds: rendered, scored, compared in pairs, with intervals over prompts.
 
     python benchmarks/methods.py --seconds 60 --out benchmarks/results/methods_60s.json --markdown docs/results.md
-    python benchmarks/methods.py --entry self-forcing --entry streaming-llm@students/rolling,cache.window=12
+    python benchmarks/methods.py --entry self-forcing --entry long:streaming-llm@models/wan,student=base,cache.window=12
 
-An entry is [LABEL:]METHOD[@MODEL][,key=value...]; METHOD "world" is the world itself (real video of the same scene and
-seed), "autoencoder" the same through the model's autoencoder: what no method can beat. Each finished video is a line of
-OUT with the ending .rows.jsonl; a run that was stopped goes on from there, and a changed method, model or length is
-rendered anew. --report-only makes the tables of the lines that are there.
+An entry is [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]; without a student it is the method's own. METHOD
+"world" is the world itself (real video of the same scene and seed), "autoencoder" the same through the model's
+autoencoder: what no method can beat. Each finished video is a line of OUT with the ending .rows.jsonl; a run that was
+stopped goes on from there, and a changed method, model or length is rendered anew. --report-only makes the tables of the
+lines that are there.
 """
 
 from __future__ import annotations
@@ -27,17 +28,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.record import Record
 from benchmarks.scores import METRICS, score_video
 from benchmarks.tables import markdown, summarise
+from longvid.models.students import ADAPTER, BASE
+from longvid.models.students import FOLDER as STUDENTS_FOLDER
 
-DEFAULT_ENTRIES = (
+# All methods on the same weights, so that only the method differs; then students, each under the method it is for.
+COMMON = (
     "self-forcing",
     "streaming-llm",
+    "longlive",
     "deep-sink:deep-forcing,cache.policy=deep-sink",
     "deep-forcing",
     "rolling-forcing",
     "reward-forcing",
     "radial:self-forcing,attention.kind=radial",
+    "radial-cache:radial",
     "fifo",
     "ouroboros",
+)
+STUDENTS = (
+    "distilled-self-forcing:self-forcing,student=self-forcing",
+    "distilled-deep-forcing:deep-forcing,student=self-forcing",
+    "distilled-rolling-forcing:rolling-forcing,student=rolling-forcing",
+    "distilled-ema-sink:reward-forcing,student=self-forcing",
+    "distilled-reward-forcing:reward-forcing,student=reward-forcing",
+)
+DEFAULT_ENTRIES = (
+    *(f"{entry},student=base" if ":" in entry else f"{entry}:{entry},student=base" for entry in COMMON),
+    *STUDENTS,
     "world",
     "autoencoder",
 )
@@ -52,18 +69,25 @@ class Entry:
     label: str
     method: str
     model: str
+    student: str | None = None
     overrides: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str, default_model: str) -> Entry:
-        """Read [LABEL:]METHOD[@MODEL][,key=value...]. Raises ValueError for an empty part."""
-        head, *overrides = text.split(",")
+        """Read [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]. Raises ValueError for an empty part."""
+        head, *pairs = text.split(",")
         label, colon, rest = head.partition(":")
         method, at, model = (rest if colon else head).partition("@")
-        if not method or (at and not model) or (colon and not label) or not all("=" in pair for pair in overrides):
-            raise ValueError(f"entry={text!r}: must be [LABEL:]METHOD[@MODEL][,key=value...]")
-        label = label if colon else ",".join([head, *overrides])
-        return cls(label=label, method=method, model=model or default_model, overrides=tuple(overrides))
+        if not method or (at and not model) or (colon and not label) or not all("=" in pair for pair in pairs):
+            raise ValueError(f"entry={text!r}: must be [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]")
+        named = [pair.partition("=")[2] for pair in pairs if pair.startswith("student=")]
+        return cls(
+            label=label if colon else text,
+            method=method,
+            model=model or default_model,
+            student=named[-1] if named else None,
+            overrides=tuple(pair for pair in pairs if not pair.startswith("student=")),
+        )
 
 
 class Renderer:
@@ -82,7 +106,8 @@ class Renderer:
         if self._held is None or self._held[0] != entry:
             method = None if entry.method in REFERENCES else entry.method
             where = {"device": self._device, "dtype": getattr(torch, self._dtype) if self._dtype else None}
-            pipe = longvid.load(entry.model, method, overrides=parse_overrides(entry.overrides), **where)
+            overrides = parse_overrides(entry.overrides)
+            pipe = longvid.load(entry.model, method, student=entry.student, overrides=overrides, **where)
             pipe.set_progress_bar_config(disable=True)
             self._held = entry, pipe
         return self._held[1]
@@ -99,6 +124,9 @@ class Renderer:
             resolved = to_mapping(self.pipe(entry).method)
             method = {part: resolved[part] for part in ("pipeline", "schedule", "cache", "attention")}
         facts = {"method": method, "model": entry.model, "weights": fingerprint(entry.model)}
+        if entry.method not in REFERENCES and self.pipe(entry).student != BASE:
+            facts["student"] = self.pipe(entry).student
+            facts["adapter"] = fingerprint(entry.model, facts["student"])
         return facts | ({"dtype": self._dtype} if self._dtype else {})
 
     def cache_bytes(self, entry: Entry, prompt: str) -> int | None:
@@ -120,13 +148,16 @@ class Renderer:
         return pipe.stream(prompt, seconds=seconds, seed=seed), pipe.fps
 
 
-def fingerprint(model: str) -> str | None:
-    """Hash of a local model's components, None for a hub id. What else lies in its folder changes no frame."""
+def fingerprint(model: str, student: str | None = None) -> str | None:
+    """Hash of a local model's components, or of one of its students; None for a hub id. What else lies in its folder
+    changes no frame."""
     from longvid.pipelines.loading import model_folder
 
     folder = model_folder(model)
     if folder is None:
         return None
+    if student is not None:
+        return hashlib.sha256((folder / STUDENTS_FOLDER / student / ADAPTER).read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
@@ -251,6 +282,7 @@ def collect(
             "method": what["method"],
             "model": entry.model if entry.method != "world" else None,
             "weights": what.get("weights"),
+            "student": what.get("student"),
             "dtype": args.dtype,
             "failed": failed,
             "cache_bytes": None if args.report_only else renderer.cache_bytes(entry, prompts[0][0]),
@@ -260,7 +292,7 @@ def collect(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entry", action="append", metavar="[LABEL:]METHOD[@MODEL][,key=value...]")
+    parser.add_argument("--entry", action="append", metavar="[LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]")
     parser.add_argument("--baseline", default="self-forcing", help="label of the entry that all are compared with")
     parser.add_argument("--model", default="embedded", help="model of entries that name none")
     parser.add_argument("--seconds", type=float, default=60)

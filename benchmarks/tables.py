@@ -130,12 +130,19 @@ def markdown(figures: Mapping[str, Any], header: Mapping[str, Any], *, seconds: 
         told = _interval(found, digits) if found else row["why"]
         what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
         lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
-    lines += ["", "## Entries", "", "| entry | model | weights | cache (MB) | failed videos |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Entries",
+        "",
+        "| entry | model | student | weights | cache (MB) | failed videos |",
+        "|---|" + 5 * "---|",
+    ]
     for entry in entries:
         fact = figures["entries"][entry]
         size = "-" if fact["cache_bytes"] is None else f"{fact['cache_bytes'] / 1e6:.1f}"
         lines.append(
-            f"| `{entry}` | {fact['model'] or '-'} | {fact['weights'] or '-'} | {size} | {len(fact['failed'])} |"
+            f"| `{entry}` | {fact['model'] or '-'} | {fact['student'] or '-'} | {fact['weights'] or '-'} | {size} "
+            f"| {len(fact['failed'])} |"
         )
     machine = header["machine"]
     lines += [

@@ -28,21 +28,22 @@ def tables(rng, labels=("self-forcing", "other"), *, prompts=12, **shift):
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        ("fifo", ("fifo", "fifo", "embedded", ())),
-        ("fifo@a/b", ("fifo@a/b", "fifo", "a/b", ())),
+        ("fifo", ("fifo", "fifo", "embedded", None, ())),
+        ("fifo@a/b", ("fifo@a/b", "fifo", "a/b", None, ())),
         (
             "deep:deep-forcing@m,cache.sink=3,cache.window=12",
-            ("deep", "deep-forcing", "m", ("cache.sink=3", "cache.window=12")),
+            ("deep", "deep-forcing", "m", None, ("cache.sink=3", "cache.window=12")),
         ),
         (
             "self-forcing,cache.window=9",
-            ("self-forcing,cache.window=9", "self-forcing", "embedded", ("cache.window=9",)),
+            ("self-forcing,cache.window=9", "self-forcing", "embedded", None, ("cache.window=9",)),
         ),
+        ("a:fifo,student=base,cache.sink=1", ("a", "fifo", "embedded", "base", ("cache.sink=1",))),
     ],
 )
 def test_an_entry_is_read(text, want):
     entry = Entry.parse(text, "embedded")
-    assert (entry.label, entry.method, entry.model, entry.overrides) == want
+    assert (entry.label, entry.method, entry.model, entry.student, entry.overrides) == want
 
 
 @pytest.mark.parametrize("text", ["", "@m", "fifo@", ":fifo", "fifo,window"])
@@ -58,9 +59,21 @@ def test_the_default_entries_are_methods_that_resolve_and_that_the_claims_name()
     for entry in entries:
         if entry.method not in methods.REFERENCES:
             resolve_method(entry.method, overrides=parse_overrides(entry.overrides))
-    known = {entry.label for entry in entries} | {"ema-sink"}  # a student's own comparison, given on the command line
+    known = {entry.label for entry in entries}
     assert {claim.entry for claim in CLAIMS} | {claim.than for claim in CLAIMS} <= known
     assert {claim.metric for claim in CLAIMS} <= set(METRICS)
+
+
+def test_students_are_told_apart_by_their_adapters():
+    base, one, other = (methods.fingerprint("embedded", name) for name in (None, "self-forcing", "rolling-forcing"))
+    assert len({base, one, other}) == 3
+    renderer = methods.Renderer(None, None)
+    facts = [
+        renderer.facts(Entry.parse(f"deep-forcing,student={name}", "embedded")) for name in ("base", "self-forcing")
+    ]
+    assert "student" not in facts[0]
+    assert (facts[1]["student"], facts[1]["adapter"]) == ("self-forcing", one)
+    assert facts[0]["method"]["schedule"] != facts[1]["method"]["schedule"], "a student brings its own sampling"
 
 
 def test_real_video_comes_in_blocks_of_three_latent_frames_without_a_gap():
@@ -162,7 +175,7 @@ def test_a_claim_about_an_entry_that_was_not_run_is_not_judged():
 
 
 def page(found, **facts):
-    entry = {"model": "m", "weights": None, "failed": [], "cache_bytes": None} | facts
+    entry = {"model": "m", "student": None, "weights": None, "failed": [], "cache_bytes": None} | facts
     header = {
         "commit": "abc",
         "command": "python x",
