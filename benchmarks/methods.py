@@ -6,8 +6,8 @@
 An entry is [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]; without a student it is the method's own. METHOD
 "world" is the world itself (real video of the same scene and seed), "autoencoder" the same through the model's
 autoencoder: what no method can beat. Each finished video is a line of OUT with the ending .rows.jsonl; a run that was
-stopped goes on from there, and a changed method, model or length is rendered anew. --report-only makes the tables of the
-lines that are there.
+stopped goes on from there, and a changed method, model or length is rendered anew. --report-only makes the tables of
+the lines that are there.
 """
 
 from __future__ import annotations
