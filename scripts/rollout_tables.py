@@ -85,8 +85,8 @@ def speed_facts() -> str:
         said = f"reach {TARGET:g}x: {', '.join(reached) or 'none'}; do not: {', '.join(short) or 'none'}"
         machine = record["machine"]
         lines.append(
-            f"- **{size}, {record['dtype']}**: {said}. Blocks timed: {record['rounds']}, after {record['warm_up']}; median "
-            f"process time of one thread on {machine['processor']} ({machine['cores']} cores, load "
+            f"- **{size}, {record['dtype']}**: {said}. Blocks timed: {record['rounds']}, after {record['warm_up']}; "
+            f"median process time of one thread on {machine['processor']} ({machine['cores']} cores, load "
             f"{machine['load_average'][0]:.0f}), commit {record['commit']}: `{record['command']}`."
         )
     grown = [
