@@ -82,7 +82,8 @@ class SelfAttentionProcessor:
         key_BLND, value_BLND = attn.norm_k(key).reshape(shape), value.reshape(shape)
         if call.view is not None and torch.compiler.is_compiling():
             # Which tokens are read and written where changes from block to block; a graph for each would never end.
-            out = torch.compiler.disable(self._attend)(call, query_BLND, key_BLND, value_BLND)
+            eager = torch.compiler.disable(self._attend)  # type: ignore[no-untyped-call]
+            out = eager(call, query_BLND, key_BLND, value_BLND)
         else:
             out = self._attend(call, query_BLND, key_BLND, value_BLND)
         hidden_states = out.flatten(2).type_as(query).reshape(folded[0], folded[1], -1)
