@@ -185,8 +185,7 @@ def watch(pipe: Any, prompt: str, *, preview: bool = True, progress: bool = True
     """
     request = pipe.check_inputs(prompt, endless=True, **arguments)
     arguments |= {"seed": request.seeds[0], "generator": None}  # what was drawn for the check is what is made
-    total = None if request.latent_frames is None else request.grid.count(request.latent_frames)
-    return _watch(pipe, prompt, request, total, preview, progress, arguments)
+    return _watch(pipe, prompt, request, request.blocks, preview, progress, arguments)
 
 
 def _watch(
