@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run and machine, and no limit on an example's time: a failure is a change's, not a draw's.
+# HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 
 def make_transformer(seed: int = 0, *, layers: int = 2, heads: int = 2, head_dim: int = 12, channels: int = 4) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 def shift_sigma(sigma: float, shift: float) -> float:
     """sigma' = k sigma / (1 + (k - 1) sigma) (Esser et al. 2024, eq. 23)."""
-    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+    return min(1.0, shift * sigma / (1.0 + (shift - 1.0) * sigma))  # rounding may reach beyond 1
 
 
 def step_sigmas(steps: Sequence[float], shift: float = 1.0, warp: bool = True) -> tuple[float, ...]:
