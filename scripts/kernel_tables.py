@@ -63,25 +63,86 @@ MOCHI = {"width": 3072, "linear": 8 * 3072**2 + 6 * 3072 * 8192, "layers": 48, "
 LONG = {"spec": RadialSpec.wan(), "steps": 50, "dense_layers": 2, "dense_steps": 2}
 
 
+def frame(height: int, width: int) -> int:
+    """Tokens of a latent frame: 8 x 8 pixels a latent, 2 x 2 latents a token, in all models here."""
+    return height // 16 * (width // 16)
+
+
 def wan(decay: float, block: int = 128) -> RadialSpec:
     return RadialSpec.wan(decay=decay, block=block)
 
 
 CLIPS = [
-    Clip("Wan2.1-1.3B, 480p", 81, 21, 1560, **WAN_1B, spec=wan(0.2), steps=50, dense_layers=1, dense_steps=12,
-         published="-"),
-    Clip("Wan2.1-14B, 768 x 1280", 69, 18, 3840, **WAN_14B, spec=wan(0.2), steps=50, dense_layers=1, dense_steps=12,
-         published="1.8 x measured"),
-    Clip("Wan2.2-A14B, 768 x 1280", 77, 20, 3840, **WAN_14B, spec=wan(0.8, 64), steps=40, dense_layers=1,
-         dense_steps=11, published="-"),
-    Clip("Wan2.1-14B, 2 x length", 161, 41, 3840, **WAN_14B, **LONG, published="73.6 %; 2.0 x measured"),
-    Clip("HunyuanVideo, 768 x 1280", 117, 30, 3840, **HUNYUAN, spec=RadialSpec.hunyuan(decay=0.95), steps=50,
-         dense_layers=0, dense_steps=12, published="1.9 x measured"),
-    Clip("HunyuanVideo, 2 x length, 720p", 253, 65, 3600, **HUNYUAN, **LONG, published="80.8 %; 2.35 x measured"),
-    Clip("HunyuanVideo, 4 x length, 720p", 509, 129, 3600, **HUNYUAN, **LONG, published="88.3 %; 3.71 x measured"),
-    Clip("Mochi 1, 2 x length, 480p", 331, 56, 1590, **MOCHI, **LONG, published="-"),
-    Clip("Mochi 1, 4 x length, 480p", 667, 112, 1590, **MOCHI, **LONG, published="-"),
-]  # fmt: skip
+    Clip(
+        "Wan2.1-1.3B, 480p",
+        81,
+        21,
+        frame(480, 832),
+        **WAN_1B,
+        spec=wan(0.2),
+        steps=50,
+        dense_layers=1,
+        dense_steps=12,
+        published="-",
+    ),
+    Clip(
+        "Wan2.1-14B, 768 x 1280",
+        69,
+        18,
+        frame(768, 1280),
+        **WAN_14B,
+        spec=wan(0.2),
+        steps=50,
+        dense_layers=1,
+        dense_steps=12,
+        published="1.8 x measured",
+    ),
+    Clip(
+        "Wan2.2-A14B, 768 x 1280",
+        77,
+        20,
+        frame(768, 1280),
+        **WAN_14B,
+        spec=wan(0.8, 64),
+        steps=40,
+        dense_layers=1,
+        dense_steps=11,
+        published="-",
+    ),
+    Clip("Wan2.1-14B, 2 x length", 161, 41, frame(768, 1280), **WAN_14B, **LONG, published="73.6 %; 2.0 x measured"),
+    Clip(
+        "HunyuanVideo, 768 x 1280",
+        117,
+        30,
+        frame(768, 1280),
+        **HUNYUAN,
+        spec=RadialSpec.hunyuan(decay=0.95),
+        steps=50,
+        dense_layers=0,
+        dense_steps=12,
+        published="1.9 x measured",
+    ),
+    Clip(
+        "HunyuanVideo, 2 x length, 720p",
+        253,
+        65,
+        frame(720, 1280),
+        **HUNYUAN,
+        **LONG,
+        published="80.8 %; 2.35 x measured",
+    ),
+    Clip(
+        "HunyuanVideo, 4 x length, 720p",
+        509,
+        129,
+        frame(720, 1280),
+        **HUNYUAN,
+        **LONG,
+        published="88.3 %; 3.71 x measured",
+    ),
+    Clip("Mochi 1, 2 x length, 480p", 331, 56, frame(480, 848), **MOCHI, **LONG, published="-"),
+    Clip("Mochi 1, 4 x length, 480p", 667, 112, frame(480, 848), **MOCHI, **LONG, published="-"),
+]
 
 
 def square_table() -> str:
@@ -109,7 +170,7 @@ def rollout_table() -> str:
         "KV cache, bf16 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    tokens, width, layers, chunk = 1560, 1536, 30, 3
+    tokens, width, layers, chunk = frame(480, 832), WAN_1B["width"], WAN_1B["layers"], 3
     linear = wan_linear(width, 8960)
     for history in (18, 39, 81, 237, 957):
         now = list(range(history, history + chunk))
