@@ -7,8 +7,6 @@ The oracle is the probe of the embedded world (longvid.training.probe): it reads
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +57,6 @@ METRICS: dict[str, Metric] = {
     "accuracy_lost": Metric(title="oracle accuracy lost, first to last 5 s", good=-1, digits=3),
     "pattern_kept": Metric(title="subject's pattern kept", good=1, digits=3),
     "size_change": Metric(title="subject's size change (px)", good=-1),
-    "seconds_a_block": Metric(title="seconds a block, VAE included", good=-1, digits=3),
-    "frames_a_second": Metric(title="frames a second, VAE included", good=1, digits=1),
 }
 
 
@@ -71,9 +67,16 @@ class Oracle:
         self._scene, self._probe = scene, probe
         self._span = round(SEGMENT_SECONDS * fps)
         self._seen: list[dict[str, np.ndarray]] = []
+        self._frames = 0
+        self._cuts: list[int] = []  # the first frames behind a gap
+
+    def cut(self) -> None:
+        """Frames are left out before the next one."""
+        self._cuts.append(self._frames)
 
     def update(self, frames: np.ndarray) -> None:
         """Read uint8 frames [T, H, W, 3]."""
+        self._frames += len(frames)
         if self._probe is not None:
             from longvid.training.probe import score_frames
 
@@ -96,6 +99,7 @@ class Oracle:
         found["accuracy_lost"] = float(np.mean([found[f"{n}_first"] - found[f"{n}_last"] for n in judged]))
         one = seen["count"] == 1
         pair = one[1:] & one[:-1]
+        pair[[frame - 1 for frame in self._cuts if 0 < frame < total]] = False
         step = np.hypot(np.diff(seen["x"]), np.diff(seen["y"])) * side
         found["subject_motion"] = float(step[pair].mean()) if pair.any() else 0.0
         early, late = one[ends["first"]], one.copy()
@@ -109,46 +113,32 @@ class Oracle:
         return found
 
 
-def score_video(
-    chunks: Iterable[Any], *, fps: float, scene: Any, probe: Any, temporal_stride: int | None, timed: bool
-) -> dict[str, float]:
-    """Scores of a stream of VideoChunks, by the names of METRICS; what could not be measured is NaN.
+class VideoScore:
+    """Scores one video, chunk by chunk."""
 
-    Each chunk is a block of its own, so its first frame is a boundary. The time of a block is what the stream takes to
-    hand it over, decoding included; the first block, which warms up, is left out. ``timed=False`` for videos that no
-    model made.
-    """
-    from longvid.metrics import StreamMetrics
+    def __init__(self, fps: float, *, scene: Any, probe: Any, temporal_stride: int | None) -> None:
+        """``probe=None`` leaves the oracle's scores out."""
+        from longvid.metrics import StreamMetrics
 
-    meter, oracle = StreamMetrics(fps, temporal_stride=temporal_stride), Oracle(scene, probe, fps)
-    seconds: list[float] = []
-    frames: list[int] = []
-    side = 0
-    for chunk, taken in _clocked(chunks):
-        meter.update(chunk.frames, new_block=True)
-        oracle.update(chunk.frames)
-        side = chunk.frames.shape[1]
-        seconds.append(taken)
-        frames.append(len(chunk.frames))
-    scores = dict.fromkeys(METRICS, math.nan) | flatten(meter.report()) | oracle.scores(side)
-    if scene.background not in STATIC:
-        scores |= {"identity_drift": math.nan, "identity_worst": math.nan}
-    if timed and len(seconds) > 1:
-        scores["seconds_a_block"] = float(np.median(seconds[1:]))
-        scores["frames_a_second"] = sum(frames[1:]) / sum(seconds[1:])
-    return scores
+        self._scene, self._side, self._next = scene, 0, 0
+        self._meter, self._oracle = StreamMetrics(fps, temporal_stride=temporal_stride), Oracle(scene, probe, fps)
 
+    def update(self, chunk: Any) -> None:
+        """Add a VideoChunk. Each is a block of its own, so its first frame is a boundary; frames left out before it are
+        a gap that nothing is measured across."""
+        if chunk.start_frame != self._next:
+            self._meter.cut()
+            self._oracle.cut()
+        self._meter.update(chunk.frames, new_block=True)
+        self._oracle.update(chunk.frames)
+        self._side, self._next = chunk.frames.shape[1], chunk.start_frame + len(chunk.frames)
 
-def _clocked(chunks: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-    """Each chunk with the seconds that it took to come, the consumer's own time left out."""
-    source = iter(chunks)
-    while True:
-        began = time.perf_counter()
-        try:
-            chunk = next(source)
-        except StopIteration:
-            return
-        yield chunk, time.perf_counter() - began
+    def result(self) -> dict[str, float]:
+        """By the names of METRICS; what could not be measured is NaN."""
+        scores = dict.fromkeys(METRICS, math.nan) | flatten(self._meter.report()) | self._oracle.scores(self._side)
+        if self._scene.background not in STATIC:
+            scores |= {"identity_drift": math.nan, "identity_worst": math.nan}
+        return scores
 
 
 def flatten(report: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.methods import REFERENCES, Entry, Renderer
+from benchmarks.entries import REFERENCES, Entry, Renderer
 
 DEFAULT = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing", "fifo", "ouroboros")
 LABEL_WIDTH = 130  # pixels

@@ -111,6 +111,10 @@ class ConsistencyMeter:
                 self._pairs[:known] += 1
         self._frames += 1
 
+    def cut(self) -> None:
+        """Frames to come are not compared with those so far."""
+        self._thumbs.count = 0
+
     def result(self) -> Consistency:
         """Raises ValueError when the video is shorter than the shortest lag."""
         n = int(np.count_nonzero(self._pairs))
@@ -166,6 +170,10 @@ class LoopMeter:
             self._bins.update(np.array([sum(self._hold) / len(self._hold) if full else np.nan]))
         self._frames += 1
         return distance
+
+    def cut(self) -> None:
+        """A hold does not reach over what is left out; the start stays the start."""
+        self._hold.clear()
 
     def result(self) -> LoopBack:
         """No events and NaN for ``closest`` when the video ends within a hold of its start or never left it."""

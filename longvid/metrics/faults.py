@@ -86,6 +86,11 @@ class FaultMeter:
         self._cut(view.thumb)
         self._frames += 1
 
+    def cut(self) -> None:
+        """The step between the frames so far and those to come is no fault, and no frozen stretch spans it."""
+        self._anchor, self._still, self._jump = None, 0, 0.0
+        self._thumbs.clear()
+
     def _freeze(self, view: View) -> None:
         # Against the first frame of the stretch, not the one before: slow motion adds up, a codec's noise does not.
         if self._anchor is not None and mean_abs_diff(self._anchor, view.full) < self._frozen_change:

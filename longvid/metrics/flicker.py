@@ -45,6 +45,10 @@ class FlickerMeter:
         self._last, self._last_luma = view.full, y
         return pair
 
+    def cut(self) -> None:
+        """Nothing is measured between the frames so far and those to come."""
+        self._last = None
+
     def result(self) -> Flicker:
         """Raises ValueError for fewer than 2 frames."""
         if not self._pairs:

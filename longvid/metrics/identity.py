@@ -75,6 +75,10 @@ class IdentityMeter:
                 self.latest = float(np.abs(middle - self._first).mean(dtype=np.float64))
                 self._drifts.update(np.array([self.latest]))
 
+    def cut(self) -> None:
+        """Drop the unfinished segment: frames to come begin a new one, compared with the first as before."""
+        self._frames -= self._frames % self._span
+
     def result(self, *, frozen: float, motion: float = float("nan")) -> IdentityDrift:
         """The drift, with what it must be read beside. Raises ValueError for a video shorter than two segments."""
         seconds = self._span / self._fps

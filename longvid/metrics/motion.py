@@ -77,7 +77,7 @@ class MotionMeter:
         self._pairs_a_clip = max(1, round(CLIP_SECONDS * self.fps / self._step))
         self._past: deque[Pictures] = deque(maxlen=max(self._step, 2))
         self._grid: np.ndarray | None = None
-        self._frames = 0
+        self._frames = self._pairs = 0
         self._mean = self._top5 = self._jerk = self._error = 0.0
         self._middles = 0
         self._recent: deque[float] = deque(maxlen=3)
@@ -91,12 +91,13 @@ class MotionMeter:
         now, pair = view.pictures(), None
         if self._past:
             pair = self._speed(self._past[-1], now, view.factor)
+            self._pairs += 1
             self._mean, self._top5 = self._mean + pair.mean, self._top5 + pair.top5
             self._recent.append(pair.mean)
             if len(self._recent) == 3:
                 self._jerk += abs(self._recent[0] - 2 * self._recent[1] + self._recent[2])
-        on_beat = self._frames > 0 and self._frames % self._step == 0
-        on_middle = self._frames > 1 and self._frames % 2 == 0
+        on_beat = len(self._past) >= self._step and self._frames % self._step == 0
+        on_middle = len(self._past) >= 2 and self._frames % 2 == 0
         flow = self._flow(self._past[-2], now) if on_middle else None
         if flow is not None:
             self._error += self._middle_error(self._past[-2], self._past[-1], now, flow)
@@ -110,6 +111,11 @@ class MotionMeter:
         self._past.append(now)
         self._frames += 1
         return pair
+
+    def cut(self) -> None:
+        """Nothing is measured between the frames so far and those to come."""
+        for held in (self._past, self._recent, self._clip):
+            held.clear()
 
     def _flow(self, a: Pictures, b: Pictures) -> np.ndarray:
         flow: np.ndarray = self._dis.calc(a.gray, b.gray, None)
@@ -154,9 +160,9 @@ class MotionMeter:
 
     def result(self) -> Motion:
         """Raises ValueError for fewer than 3 frames."""
-        if self._frames < 3:
-            raise ValueError(f"frames: got {self._frames}, motion needs at least 3")
-        pairs = self._frames - 1
+        if not self._middles:
+            raise ValueError(f"frames: got {self._frames}, motion needs at least 3 in a row")
+        pairs = self._pairs
         top5 = self._top5 / pairs
         return Motion(
             mean=self._mean / pairs,

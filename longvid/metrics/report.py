@@ -153,6 +153,16 @@ class StreamMetrics:
         self.frames += 1
         return row
 
+    def cut(self) -> None:
+        """Say that the next frame does not follow the last: a cut that was asked for, or frames that were left out.
+
+        Nothing is measured across it; drift, identity and falls back are still told from the video's first seconds.
+        """
+        self._lab = None
+        meters = (self._flicker, self._consistency, self._loop, self._identity, self._faults)
+        for meter in (*meters, self._motion) if self._motion else meters:
+            meter.cut()
+
     def report(self, *, truncated: bool = False) -> VideoReport:
         """Everything so far. Raises ValueError before the first frame."""
         if self._size is None:

@@ -182,7 +182,8 @@ def load_probe(path: Path) -> tuple[Probe, dict[str, float]]:
 def score_frames(frames: np.ndarray, probe: Probe) -> dict[str, np.ndarray]:
     """What each frame [T, H, W, 3] uint8 shows: names a frame, number of subjects, x, y, radius as fractions."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    out = [probe(f.float() / 127.5 - 1) for f in pixels.split(64)]
+    with torch.autocast("cpu", torch.bfloat16):  # as it was trained; twice as fast
+        out = [probe(f.float() / 127.5 - 1) for f in pixels.split(64)]
     joined = {name: torch.cat([o[name] for o in out]) for name in _HEADS}
     scored = {name: np.array(names)[joined[name].argmax(1).numpy()] for name, names in _NAMES.items()}
     place = joined["place"].float().numpy()

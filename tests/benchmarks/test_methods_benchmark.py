@@ -8,10 +8,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import methods, scores
+from benchmarks import costs, methods, scores
 from benchmarks.claims import CLAIMS, Claim, judge
-from benchmarks.methods import DEFAULT_ENTRIES, Entry, Rows, real_video
-from benchmarks.scores import METRICS, Oracle, score_video
+from benchmarks.entries import (
+    DEFAULT_ENTRIES,
+    REFERENCES,
+    Entry,
+    Renderer,
+    excerpts,
+    fingerprint,
+    real_video,
+    reference,
+)
+from benchmarks.methods import Rows, chosen_prompts, scored_parts
+from benchmarks.scores import METRICS, Oracle, VideoScore
 from benchmarks.tables import markdown, summarise
 from longvid.training import world
 
@@ -57,7 +67,7 @@ def test_the_default_entries_are_methods_that_resolve_and_that_the_claims_name()
 
     entries = [Entry.parse(text, "embedded") for text in DEFAULT_ENTRIES]
     for entry in entries:
-        if entry.method not in methods.REFERENCES:
+        if entry.method not in REFERENCES:
             resolve_method(entry.method, overrides=parse_overrides(entry.overrides))
     known = {entry.label for entry in entries}
     assert {claim.entry for claim in CLAIMS} | {claim.than for claim in CLAIMS} <= known
@@ -65,9 +75,9 @@ def test_the_default_entries_are_methods_that_resolve_and_that_the_claims_name()
 
 
 def test_students_are_told_apart_by_their_adapters():
-    base, one, other = (methods.fingerprint("embedded", name) for name in (None, "self-forcing", "rolling-forcing"))
+    base, one, other = (fingerprint("embedded", name) for name in (None, "self-forcing", "rolling-forcing"))
     assert len({base, one, other}) == 3
-    renderer = methods.Renderer(None, None)
+    renderer = Renderer(None, None)
     facts = [
         renderer.facts(Entry.parse(f"deep-forcing,student={name}", "embedded")) for name in ("base", "self-forcing")
     ]
@@ -77,50 +87,106 @@ def test_students_are_told_apart_by_their_adapters():
 
 
 def test_real_video_comes_in_blocks_of_three_latent_frames_without_a_gap():
-    chunks = list(real_video(SCENE, 0, 2))
+    chunks = list(real_video(SCENE, 0, 0, 32))
     assert [len(c.frames) for c in chunks] == [9, 12, 11]
     assert [c.start_frame for c in chunks] == [0, 9, 21]
     assert np.array_equal(np.concatenate([c.frames for c in chunks]), world.render(SCENE, 0, frames=32))
 
 
+def scores_of(scene, chunks, probe=None):
+    score = VideoScore(16, scene=scene, probe=probe, temporal_stride=4)
+    for chunk in chunks:
+        score.update(chunk)
+    return score.result()
+
+
 def test_scores_of_real_video_hold_its_identity_and_its_motion():
-    found = score_video(real_video(SCENE, 0, 11), fps=16, scene=SCENE, probe=None, temporal_stride=4, timed=False)
+    found = scores_of(SCENE, real_video(SCENE, 0, 0, 176))
     assert set(found) == set(METRICS)
     assert found["identity_drift"] < 1
     assert found["motion"] > 1.5
     assert found["frozen"] == 0
     assert 0.6 < found["seam"] < 1.6
-    assert np.isnan(found["seconds_a_block"])
     assert np.isnan(found["colour_last"])
 
 
 def test_identity_drift_is_scored_on_still_scenes_alone():
     scene = world.Scene(colour="red", shape="ball", motion="circle", background="sky")
-    found = score_video(real_video(scene, 0, 11), fps=16, scene=scene, probe=None, temporal_stride=4, timed=False)
+    found = scores_of(scene, real_video(scene, 0, 0, 176))
     assert np.isnan(found["identity_drift"])
     assert found["motion"] > 1
 
 
+def test_of_a_long_video_the_first_segment_and_the_last_minute_are_scored():
+    assert scored_parts(60, 16) == [(0, 960)]
+    assert scored_parts(300, 16) == [(0, 80), (3840, 4800)]
+
+
+def test_still_prompts_come_from_behind_those_that_are_skipped():
+    every, still = chosen_prompts(40), chosen_prompts(6, skip=10, still=True)
+    assert {scene.background for _, scene in still} == set(scores.STATIC)
+    places = [every.index(prompt) for prompt in still]
+    assert places == sorted(places)
+    assert places[0] >= 10
+
+
+def test_what_is_left_out_between_two_parts_moves_no_score():
+    parts = [(0, 80), (1120, 1200)]
+    apart = [scores_of(SCENE, reference(None, SCENE, 0, [part])) for part in parts]
+    joined = scores_of(SCENE, reference(None, SCENE, 0, parts))
+    for name in ("motion", "smoothness"):
+        assert joined[name] == pytest.approx(np.mean([found[name] for found in apart]), rel=1e-6)
+
+
+def test_the_subject_does_not_move_across_what_is_left_out(monkeypatch):
+    from longvid.training import probe as probes
+
+    def read(frames, probe):
+        start, n = probe.pop(0), len(frames)
+        names = {name: np.full(n, name) for name in ("colour", "shape", "background", "pattern")}
+        return names | {
+            "count": np.ones(n, int),
+            "x": np.arange(start, start + n) / 128,
+            "y": np.zeros(n),
+            "radius": np.ones(n),
+        }
+
+    monkeypatch.setattr(probes, "score_frames", read)
+    oracle = Oracle(SCENE, [0, 1000], fps=16)
+    for part in range(2):
+        if part:
+            oracle.cut()
+        oracle.update(np.zeros((100, 4, 4, 3), np.uint8))
+    assert oracle.scores(128)["subject_motion"] == pytest.approx(1)
+
+
+def test_parts_of_a_batch_are_the_frames_of_each_video_alone(tiny_model_folder):
+    pipe = Renderer(None, None).pipe(Entry.parse("self-forcing", str(tiny_model_folder)))
+    alone = np.concatenate([c.frames for c in pipe.stream("a red ball", seconds=9, seed=7)])
+    parts, found = [(0, 20), (100, 144)], []
+    for chunks in excerpts(pipe, ["a blue box", "a red ball"], [3, 7], 9, parts):
+        assert len(chunks) == 2
+        found.append(chunks[1])
+    assert [c.start_frame for c in found][:4] == [0, 9, 100, 105]
+    wanted = np.concatenate([alone[start:stop] for start, stop in parts])
+    assert np.abs(np.concatenate([c.frames for c in found]).astype(int) - wanted).max() <= 1
+
+
 def test_the_consumers_time_is_not_the_streams(monkeypatch):
-    """A clock that the stream moves by 1 s a chunk and the metrics by 100 s."""
+    """A clock that the stream moves by 1 s a chunk and the consumer by 100 s."""
     now = [0.0]
-    monkeypatch.setattr(scores.time, "perf_counter", lambda: now[0])
-    update = scores.Oracle.update
-
-    def slow(self, frames):
-        now[0] += 100
-        update(self, frames)
-
-    monkeypatch.setattr(scores.Oracle, "update", slow)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
 
     def chunks():
-        for chunk in real_video(SCENE, 0, 3):
+        for chunk in real_video(SCENE, 0, 0, 48):
             now[0] += 1
             yield chunk
 
-    found = score_video(chunks(), fps=16, scene=SCENE, probe=None, temporal_stride=4, timed=True)
-    assert found["seconds_a_block"] == 1
-    assert found["frames_a_second"] == pytest.approx((48 - 9) / 4)
+    taken = []
+    for _, seconds in costs.clocked(chunks()):
+        now[0] += 100
+        taken.append(seconds)
+    assert taken == [1.0] * 5
 
 
 def test_the_oracle_judges_first_against_last_and_follows_the_subject(monkeypatch):
@@ -175,14 +241,20 @@ def test_a_claim_about_an_entry_that_was_not_run_is_not_judged():
 
 
 def page(found, **facts):
-    entry = {"model": "m", "student": None, "weights": None, "failed": [], "cache_bytes": None} | facts
+    entry = {"model": "m", "student": None, "weights": None, "failed": [], "videos": 24} | facts
     header = {
         "commit": "abc",
         "command": "python x",
         "machine": {"gpu": None, "processor": "cpu", "threads": 1},
         "versions": {"torch": "2"},
     }
-    return markdown(found | {"entries": dict.fromkeys(found["means"], entry)}, header, seconds=60, prompts=12, seeds=2)
+    return markdown(
+        found | {"costs": {}} | {"entries": dict.fromkeys(found["means"], entry)},
+        header,
+        seconds=60,
+        prompts=12,
+        seeds=2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,14 +306,27 @@ def test_rows_survive_a_torn_last_line(tmp_path):
 def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_path, tiny_model_folder, monkeypatch):
     out, page_file = tmp_path / "m.json", tmp_path / "m.md"
     arguments = ["--model", str(tiny_model_folder), "--probe", "none", "--prompts", "2", "--seeds", "1"]
-    arguments += ["--seconds", "3", "--out", str(out), "--markdown", str(page_file)]
+    arguments += [
+        "--seconds",
+        "3",
+        "--batch",
+        "2",
+        "--cost-rounds",
+        "1",
+        "--out",
+        str(out),
+        "--markdown",
+        str(page_file),
+    ]
     for entry in ("self-forcing,cache.window=9", "streaming-llm", "autoencoder"):
         arguments += ["--entry", entry]
     arguments += ["--baseline", "self-forcing,cache.window=9"]
     methods.main(arguments)
     first = json.loads(out.read_text())["figures"]
-    assert first["means"]["streaming-llm"]["seconds_a_block"]["estimate"] > 0
-    assert first["entries"]["streaming-llm"]["cache_bytes"] > 0
+    assert first["costs"]["streaming-llm"]["ms_a_frame"] > 0
+    assert first["costs"]["streaming-llm"]["cache_bytes"] > 0
+    assert "autoencoder" not in first["costs"]
+    assert first["entries"]["autoencoder"]["videos"] == 2
     assert first["means"]["autoencoder"]["motion"] is not None
     assert "| `streaming-llm` |" in page_file.read_text()
     assert len(out.with_suffix(".rows.jsonl").read_text().splitlines()) == 6
@@ -249,21 +334,24 @@ def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_pa
     def never(*_):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(methods.Renderer, "stream", never)
-    methods.main(arguments)
+    monkeypatch.setattr(methods.Renderer, "videos", never)
+    methods.main([*arguments, "--cost-rounds", "0"])
     assert json.loads(out.read_text())["figures"]["means"] == first["means"]
     with pytest.raises(AssertionError, match="rendered again"):
         methods.main([*arguments, "--entry", "streaming-llm,cache.sink=6"])
 
 
-def test_an_overflowing_model_is_a_failed_video(monkeypatch):
-    def overflow():
-        raise FloatingPointError("block 3: latents are not finite")
-        yield
+def test_an_overflowing_model_is_a_failed_video_and_takes_no_other_with_it():
+    def videos(entry, jobs, seconds, parts):
+        if any(prompt == "bad" for prompt, _, _ in jobs):
+            raise FloatingPointError("block 3: latents are not finite")
+        yield from zip(*(real_video(scene, seed, 0, 96) for _, scene, seed in jobs), strict=True)
 
-    renderer = SimpleNamespace(stream=lambda *_: (overflow(), 16))
-    row = methods.scored(renderer, Entry.parse("fifo", "m"), "a", SCENE, 0, 5, None)
-    assert row == {"failed": "block 3: latents are not finite", "scores": {}}
+    renderer = SimpleNamespace(videos=videos, fps=lambda _: 16)
+    rows = methods.scored(renderer, Entry.parse("fifo", "m"), [("good", SCENE, 0), ("bad", SCENE, 0)], 6, None)
+    assert [row["failed"] for row in rows] == [None, "block 3: latents are not finite"]
+    assert rows[0]["scores"]["motion"] > 1
+    assert rows[1]["scores"] == {}
 
 
 @pytest.mark.parametrize(
