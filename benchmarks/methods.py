@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     costs = measure_costs(renderer, entries, chosen_prompts(args.cost_rounds)) if args.cost_rounds else {}
     figures = summarise(tables, args.baseline) | {"entries": facts, "probe_held_out": own, "costs": costs}
     record.write(args.out, figures)
-    text = markdown(figures, record.header(), seconds=args.seconds, prompts=args.prompts, seeds=args.seeds)
+    text = markdown({**record.header(), "figures": figures})
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(text)

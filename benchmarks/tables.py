@@ -97,66 +97,73 @@ def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], re
         return None
 
 
-def markdown(figures: Mapping[str, Any], header: Mapping[str, Any], *, seconds: float, prompts: int, seeds: int) -> str:
-    """The page: tables by section, verdicts, claims, and how it was measured."""
-    baseline, entries = figures["baseline"], list(figures["means"])
-    lines = [
-        f"# Methods over {seconds:g} seconds",
-        "",
-        f"{prompts} held-out prompts x {seeds} seeds, the same for every entry. Means with 95 % bootstrap intervals "
-        f"over prompts. **Bold**: clearly better than `{baseline}` in the paired comparison; _italic_: clearly worse; "
-        "\\*: clearly different where neither way is better. Identity drift is bold only where motion was kept.",
-    ]
-    for section, names in SECTIONS.items():
-        shown = [m for m in names if any(figures["means"][entry][m] is not None for entry in entries)]
-        if not shown:
-            continue
-        lines += ["", f"## {section}", "", "| | " + " | ".join(METRICS[m].title for m in shown) + " |"]
-        lines.append("|---|" + "---|" * len(shown))
-        for entry in entries:
-            lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |")
-    lines += ["", "## Less drift, and not by standing still", "", *_verdict_lines(figures)]
-    lines += [
-        "",
-        "## The papers' claims on this model",
-        "",
-        "| claim | paper | verdict | difference |",
-        "|---|---|---|---|",
-    ]
-    for row in figures["claims"]:
-        claim, found = row["claim"], row["difference"]
-        digits = METRICS[claim["metric"]].digits
-        told = _interval(found, digits) if found else row["why"]
-        what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
-        lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
-    lines += _cost_lines(figures)
-    lines += ["", "## Entries", "", "| entry | model | student | weights | videos | failed |", "|---|" + 5 * "---|"]
-    for entry in entries:
-        fact = figures["entries"][entry]
-        lines.append(
-            f"| `{entry}` | {fact['model'] or '-'} | {fact['student'] or 'none'} | {fact['weights'] or '-'} "
-            f"| {fact['videos']} | {len(fact['failed'])} |"
-        )
-    machine = header["machine"]
-    lines += [
-        "",
-        f"Measured at commit {header['commit']} on {machine['gpu'] or machine['processor']}, {machine['threads']} "
-        f"threads, torch {header['versions']['torch']}; times include the autoencoder. `{header['command']}`",
-        "",
-    ]
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of a record of benchmarks/methods.py: tables by section, verdicts, claims, cost, how it was measured."""
+    figures = record["figures"]
+    parts = {f"## {name}": section_table(figures, metrics) for name, metrics in SECTIONS.items()}
+    parts["## Less drift, and not by standing still"] = verdict_table(figures)
+    parts["## The papers' claims on this model"] = claim_table(figures)
+    parts["## Cost"] = cost_table(figures)
+    parts["## Entries"] = entry_table(figures)
+    lines = [f"# Methods over {record['seconds']:g} seconds", "", how(record)]
+    for title, table in parts.items():
+        if table:
+            lines += ["", title, "", table]
+    return "\n".join([*lines, ""])
+
+
+def how(record: Mapping[str, Any]) -> str:
+    """What was rendered and where, and what the marks in the tables mean."""
+    figures, machine = record["figures"], record["machine"]
+    dtype = next(iter(figures["entries"].values()))["dtype"] or "the model's own dtype"
+    return (
+        f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, the same for every "
+        f"entry, {dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread(s), torch "
+        f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
+        f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
+        "\\*: clearly different where neither way is better. Identity drift is told of scenes that stand still, "
+        "and is bold only where motion was kept."
+    )
+
+
+def section_table(figures: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Entries by metrics, those left out that no entry has; empty where none is left."""
+    means = figures["means"]
+    shown = [name for name in names if any(row[name] is not None for row in means.values())]
+    if not shown:
+        return ""
+    lines = ["| | " + " | ".join(METRICS[m].title for m in shown) + " |", "|---|" + "---|" * len(shown)]
+    lines += [f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |" for entry in means]
     return "\n".join(lines)
 
 
-def _cost_lines(figures: Mapping[str, Any]) -> list[str]:
+def verdict_table(figures: Mapping[str, Any]) -> str:
+    """Drift judged together with motion, against the baseline."""
+    lines = [f"| against `{figures['baseline']}` | verdict | drift difference | motion ratio |", "|---|---|---|---|"]
+    for entry, verdict in figures["drift_verdicts"].items():
+        if verdict is not None:
+            cells = verdict["verdict"], _interval(verdict["drift"], 2), _interval(verdict["motion"], 2)
+            lines.append(f"| `{entry}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claim_table(figures: Mapping[str, Any]) -> str:
+    """Each claim with its verdict and the paired difference that it rests on."""
+    lines = ["| claim | paper | verdict | difference |", "|---|---|---|---|"]
+    for row in figures["claims"]:
+        claim, found = row["claim"], row["difference"]
+        told = _interval(found, METRICS[claim["metric"]].digits) if found else row["why"]
+        what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
+        lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
+    return "\n".join(lines)
+
+
+def cost_table(figures: Mapping[str, Any]) -> str:
+    """Time a frame and memory of the cache; empty where costs were not measured."""
     costs, baseline = figures["costs"], figures["baseline"]
     if baseline not in costs:
-        return []
+        return ""
     lines = [
-        "",
-        "## Cost",
-        "",
-        "One video at a time, autoencoder included, entry after entry in one run; the first ten seconds are not timed.",
-        "",
         f"| | ms a frame, median (p95) | frames a second | time against `{baseline}` | cache (MB) |",
         "|---|" + 4 * "---|",
     ]
@@ -167,7 +174,18 @@ def _cost_lines(figures: Mapping[str, Any]) -> list[str]:
             f"| `{entry}` | {cost['ms_a_frame']:.1f} ({cost['p95_ms_a_frame']:.1f}) | {cost['frames_a_second']:.0f} "
             f"| {ratio:.2f} | {size} |"
         )
-    return lines
+    return "\n".join(lines)
+
+
+def entry_table(figures: Mapping[str, Any]) -> str:
+    """What each entry is, and how many of its videos there are."""
+    lines = ["| entry | model | student | weights | videos | failed |", "|---|" + 5 * "---|"]
+    for entry, fact in figures["entries"].items():
+        lines.append(
+            f"| `{entry}` | {fact['model'] or '-'} | {fact['student'] or 'none'} | {fact['weights'] or '-'} "
+            f"| {fact['videos']} | {len(fact['failed'])} |"
+        )
+    return "\n".join(lines)
 
 
 def _interval(found: Mapping[str, Any], digits: int) -> str:
@@ -189,12 +207,3 @@ def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
         verdict = figures["drift_verdicts"][entry]
         return f"**{text}**" if verdict and verdict["verdict"] == "better" else f"{text} (bought with motion)"
     return f"**{text}**" if gain > 0 else f"_{text}_"
-
-
-def _verdict_lines(figures: Mapping[str, Any]) -> list[str]:
-    lines = [f"| against `{figures['baseline']}` | verdict | drift difference | motion ratio |", "|---|---|---|---|"]
-    for entry, verdict in figures["drift_verdicts"].items():
-        if verdict is not None:
-            cells = verdict["verdict"], _interval(verdict["drift"], 2), _interval(verdict["motion"], 2)
-            lines.append(f"| `{entry}` | " + " | ".join(cells) + " |")
-    return lines

@@ -240,21 +240,17 @@ def test_a_claim_about_an_entry_that_was_not_run_is_not_judged():
     assert "streaming-llm" in found.why
 
 
-def page(found, **facts):
-    entry = {"model": "m", "student": None, "weights": None, "failed": [], "videos": 24} | facts
-    header = {
+def page(found):
+    entry = {"model": "m", "student": None, "weights": None, "failed": [], "videos": 24, "dtype": None}
+    record = {
         "commit": "abc",
-        "command": "python x",
         "machine": {"gpu": None, "processor": "cpu", "threads": 1},
         "versions": {"torch": "2"},
+        "seconds": 60,
+        "prompts": 12,
+        "seeds": 2,
     }
-    return markdown(
-        found | {"costs": {}} | {"entries": dict.fromkeys(found["means"], entry)},
-        header,
-        seconds=60,
-        prompts=12,
-        seeds=2,
-    )
+    return markdown(record | {"figures": found | {"costs": {}, "entries": dict.fromkeys(found["means"], entry)}})
 
 
 @pytest.mark.parametrize(
@@ -269,6 +265,14 @@ def test_less_drift_is_bold_only_where_motion_was_kept(motion, mark, verdict):
     cell = row.split("|")[2]
     assert mark in cell
     assert ("**" in cell) == (motion == 0)
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head():
+    found = summarise(tables(np.random.default_rng(0)), "self-forcing", resamples=99)
+    blocks = [block.splitlines() for block in page(found).split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 6
+    for block in blocks:
+        assert len({line.count("|") for line in block}) == 1, block[0]
 
 
 def test_a_metric_that_no_video_has_is_left_out_and_json_is_strict():
