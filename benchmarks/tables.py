@@ -142,7 +142,7 @@ def verdict_table(figures: Mapping[str, Any]) -> str:
     lines = [f"| against `{figures['baseline']}` | verdict | drift difference | motion ratio |", "|---|---|---|---|"]
     for entry, verdict in figures["drift_verdicts"].items():
         if verdict is not None:
-            cells = verdict["verdict"], _interval(verdict["drift"], 2), _interval(verdict["motion"], 2)
+            cells = verdict["verdict"], interval(verdict["drift"], 2), interval(verdict["motion"], 2)
             lines.append(f"| `{entry}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -152,7 +152,7 @@ def claim_table(figures: Mapping[str, Any]) -> str:
     lines = ["| claim | paper | verdict | difference |", "|---|---|---|---|"]
     for row in figures["claims"]:
         claim, found = row["claim"], row["difference"]
-        told = _interval(found, METRICS[claim["metric"]].digits) if found else row["why"]
+        told = interval(found, METRICS[claim["metric"]].digits) if found else row["why"]
         what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
         lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
     return "\n".join(lines)
@@ -188,7 +188,7 @@ def entry_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interval(found: Mapping[str, Any], digits: int) -> str:
+def interval(found: Mapping[str, Any], digits: int) -> str:
     return f"{found['estimate']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
@@ -196,7 +196,7 @@ def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
     found = figures["means"][entry][metric]
     if found is None:
         return "-"
-    text = _interval(found, METRICS[metric].digits)
+    text = interval(found, METRICS[metric].digits)
     change = figures["differences"].get(entry, {}).get(metric)
     if change is None or not Interval(**change).clear:
         return text
