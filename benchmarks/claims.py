@@ -46,7 +46,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         text="An attention sink lowers drift.",
         paper="StreamingLLM (2309.17453)",
-        metric="identity_drift",
+        metric="scene_drift",
         entry="streaming-llm",
         than="self-forcing",
         direction=-1,
@@ -70,7 +70,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         text="A deep sink lowers drift.",
         paper="Deep Forcing (2512.05081)",
-        metric="identity_drift",
+        metric="scene_drift",
         entry="deep-sink",
         than="self-forcing",
         direction=-1,
@@ -78,7 +78,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         text="Participative compression lowers drift beyond the deep sink.",
         paper="Deep Forcing (2512.05081)",
-        metric="identity_drift",
+        metric="scene_drift",
         entry="deep-forcing",
         than="deep-sink",
         direction=-1,
@@ -94,7 +94,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         text="Rolling Forcing drifts less.",
         paper="Rolling Forcing (2509.25161)",
-        metric="identity_drift",
+        metric="scene_drift",
         entry="rolling-forcing",
         than="self-forcing",
         direction=-1,

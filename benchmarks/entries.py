@@ -242,5 +242,5 @@ def through_autoencoder(pipe: Any, chunks: Iterable[Any]) -> Iterator[Any]:
             return
         video = torch.from_numpy(chunk.frames[:whole]).permute(3, 0, 1, 2)[None].to(pipe.vae.device, pipe.vae.dtype)
         with torch.no_grad():
-            decoded = decoder.decode(encoder.encode(video / 127.5 - 1))
+            decoded = decoder.decode(encoder.encode(video / 127.5 - 1).to(pipe.vae.dtype))
         yield VideoChunk(to_uint8(decoded.float())[0], chunk.index, chunk.start_frame)

@@ -95,10 +95,16 @@ def scored(
                 score.update(chunk)
     except FloatingPointError as error:
         if len(jobs) == 1:
-            return [{"failed": str(error), "scores": {}}]
+            return [{"failed": str(error), "scores": {}, "drifts": []}]
         return [row for job in jobs for row in scored(renderer, entry, [job], seconds, probe)]
-    plain = ({name: v if np.isfinite(v) else None for name, v in score.result().items()} for score in found)
-    return [{"failed": None, "scores": scores} for scores in plain]
+    return [
+        {
+            "failed": None,
+            "scores": {name: v if np.isfinite(v) else None for name, v in score.result().items()},
+            "drifts": [v if np.isfinite(v) else None for v in score.drifts()],
+        }
+        for score in found
+    ]
 
 
 def batches(missing: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -136,6 +142,7 @@ def collect(
             print(f"{entry.label}: prompt {p + 1}/{args.prompts}, seed {seed}", file=sys.stderr, flush=True)
         table = {name: np.full((args.prompts, args.seeds), np.nan) for name in METRICS}
         failed: list[str] = []
+        drifts: list[list[float | None]] = []
         rendered = 0
         for place, video in wanted.items():
             row = rows.get(video)
@@ -144,6 +151,8 @@ def collect(
             rendered += 1
             if row["failed"]:
                 failed.append(f"{video['prompt']!r}, seed {video['seed']}: {row['failed']}")
+            if row["drifts"]:
+                drifts.append(row["drifts"])
             for name in METRICS:
                 value = row["scores"].get(name)
                 table[name][place] = np.nan if value is None else value
@@ -156,6 +165,7 @@ def collect(
             "dtype": args.dtype,
             "videos": rendered,
             "failed": failed,
+            "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],
         }
     return tables, facts, own
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.scene_drift import SceneDrift
+
 SEGMENT_SECONDS = 5.0
 # Backgrounds whose furniture stands still: only there does a changed median image mean a lost identity.
 STATIC = ("sea", "stars", "sunset")
+LIT = "daynight"  # there the light changes the subject's colour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
+    "scene_drift": Metric(title="scene drift (grey levels, still scenes, subject left out)", good=-1),
+    "scene_worst": Metric(title="scene drift, worst segment", good=-1),
     "identity_drift": Metric(title="identity drift (grey levels, still scenes)", good=-1),
     "identity_worst": Metric(title="identity drift, worst segment", good=-1),
     "motion": Metric(title="motion (top-5 % flow, px/frame)", good=0),
@@ -56,6 +61,7 @@ METRICS: dict[str, Metric] = {
     "one_subject_last": Metric(title="exactly one subject, last 5 s", good=1, digits=3),
     "accuracy_lost": Metric(title="oracle accuracy lost, first to last 5 s", good=-1, digits=3),
     "pattern_kept": Metric(title="subject's pattern kept", good=1, digits=3),
+    "subject_colour": Metric(title="subject's colour change (grey levels)", good=-1),
     "size_change": Metric(title="subject's size change (px)", good=-1),
 }
 
@@ -67,12 +73,14 @@ class Oracle:
         self._scene, self._probe = scene, probe
         self._span = round(SEGMENT_SECONDS * fps)
         self._seen: list[dict[str, np.ndarray]] = []
+        self._drift = SceneDrift(self._span)
         self._frames = 0
         self._cuts: list[int] = []  # the first frames behind a gap
 
     def cut(self) -> None:
         """Frames are left out before the next one."""
         self._cuts.append(self._frames)
+        self._drift.cut()
 
     def update(self, frames: np.ndarray) -> None:
         """Read uint8 frames [T, H, W, 3]."""
@@ -81,6 +89,11 @@ class Oracle:
             from longvid.training.probe import score_frames
 
             self._seen.append(score_frames(frames, self._probe))
+            self._drift.update(frames, self._seen[-1])
+
+    def drifts(self) -> list[float]:
+        """Scene drift of every segment after the first, NaN where the subject was never single."""
+        return self._drift.drifts
 
     def scores(self, side: int) -> dict[str, float]:
         """The oracle's part of METRICS; ``side`` is the frame's side in pixels."""
@@ -95,6 +108,11 @@ class Oracle:
             for name in ("colour", "shape", "background"):
                 found[f"{name}_{end}"] = float((seen[name][part] == getattr(self._scene, name)).mean())
             found[f"one_subject_{end}"] = float((seen["count"][part] == 1).mean())
+        drifts = [d for d in self._drift.drifts if math.isfinite(d)]
+        if drifts:
+            found |= {"scene_drift": float(np.mean(drifts)), "scene_worst": max(drifts)}
+        if self._scene.background != LIT:
+            found["subject_colour"] = self._drift.colour_shift()
         judged = ("colour", "shape", "background", "one_subject")
         found["accuracy_lost"] = float(np.mean([found[f"{n}_first"] - found[f"{n}_last"] for n in judged]))
         one = seen["count"] == 1
@@ -137,8 +155,12 @@ class VideoScore:
         """By the names of METRICS; what could not be measured is NaN."""
         scores = dict.fromkeys(METRICS, math.nan) | flatten(self._meter.report()) | self._oracle.scores(self._side)
         if self._scene.background not in STATIC:
-            scores |= {"identity_drift": math.nan, "identity_worst": math.nan}
+            scores |= dict.fromkeys(("scene_drift", "scene_worst", "identity_drift", "identity_worst"), math.nan)
         return scores
+
+    def drifts(self) -> list[float]:
+        """Scene drift of every segment after the first; empty without a probe and for scenes that move."""
+        return self._oracle.drifts() if self._scene.background in STATIC else []
 
 
 def flatten(report: Any) -> dict[str, float]:

@@ -16,7 +16,15 @@ Tables = Mapping[str, Mapping[str, np.ndarray]]
 
 # The page's tables; METRICS that none of them names are in the JSON alone.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Drift and motion": ("identity_drift", "identity_worst", "motion", "subject_motion", "dynamic_degree", "frozen"),
+    "Drift and motion": (
+        "scene_drift",
+        "scene_worst",
+        "identity_drift",
+        "motion",
+        "subject_motion",
+        "dynamic_degree",
+        "frozen",
+    ),
     "Oracle, last 5 s": (
         "colour_last",
         "shape_last",
@@ -24,6 +32,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "one_subject_last",
         "accuracy_lost",
         "pattern_kept",
+        "subject_colour",
         "size_change",
     ),
     "Looks": ("brightness_change", "contrast_change", "saturation_change", "sharpness_change", "colour_shift"),
@@ -81,14 +90,12 @@ def _difference(table: np.ndarray, base: np.ndarray, resamples: int) -> Interval
 
 
 def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], resamples: int) -> Any:
-    named = {
-        f"{m} {side}": t[m] for m in ("identity_drift", "motion") for side, t in (("entry", table), ("base", base))
-    }
+    named = {f"{m} {side}": t[m] for m in ("scene_drift", "motion") for side, t in (("entry", table), ("base", base))}
     try:
         pair, _ = complete_pairs(named)
         return judge_drift(
-            pair["identity_drift entry"],
-            pair["identity_drift base"],
+            pair["scene_drift entry"],
+            pair["scene_drift base"],
             pair["motion entry"],
             pair["motion base"],
             resamples=resamples,
@@ -121,7 +128,7 @@ def how(record: Mapping[str, Any]) -> str:
         f"entry, {dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread(s), torch "
         f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
         f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
-        "\\*: clearly different where neither way is better. Identity drift is told of scenes that stand still, "
+        "\\*: clearly different where neither way is better. Drift is told of scenes that stand still, "
         "and is bold only where motion was kept."
     )
 
@@ -203,7 +210,7 @@ def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
     gain = change["estimate"] * METRICS[metric].good
     if gain == 0:
         return f"{text}\\*"
-    if gain > 0 and metric in ("identity_drift", "identity_worst"):
+    if gain > 0 and metric in ("scene_drift", "scene_worst", "identity_drift"):
         verdict = figures["drift_verdicts"][entry]
         return f"**{text}**" if verdict and verdict["verdict"] == "better" else f"{text} (bought with motion)"
     return f"**{text}**" if gain > 0 else f"_{text}_"

@@ -259,7 +259,7 @@ def page(found):
     ids=["moving", "standing-still"],
 )
 def test_less_drift_is_bold_only_where_motion_was_kept(motion, mark, verdict):
-    found = summarise(tables(np.random.default_rng(0), identity_drift=-2, motion=motion), "self-forcing", resamples=999)
+    found = summarise(tables(np.random.default_rng(0), scene_drift=-2, motion=motion), "self-forcing", resamples=999)
     assert found["drift_verdicts"]["other"]["verdict"] == verdict
     row = next(line for line in page(found).splitlines() if line.startswith("| `other` |"))
     cell = row.split("|")[2]
@@ -279,11 +279,11 @@ def test_a_metric_that_no_video_has_is_left_out_and_json_is_strict():
     found = tables(np.random.default_rng(0))
     for table in found.values():
         table["colour_last"][:] = np.nan
-        table["identity_drift"][3:9] = np.nan
+        table["scene_drift"][3:9] = np.nan
     figures = summarise(found, "self-forcing", resamples=999)
     json.dumps(figures, allow_nan=False)
     assert figures["means"]["other"]["colour_last"] is None
-    assert figures["means"]["other"]["identity_drift"]["prompts"] == 6
+    assert figures["means"]["other"]["scene_drift"]["prompts"] == 6
     assert METRICS["colour_last"].title not in page(figures)
 
 
@@ -297,7 +297,7 @@ def test_one_entry_that_failed_leaves_the_others_their_prompts():
 
 def test_rows_survive_a_torn_last_line(tmp_path):
     rows = Rows(tmp_path / "a.rows.jsonl")
-    rows.add({"video": {"seed": 0}, "failed": None, "scores": {"motion": 1.0}})
+    rows.add({"video": {"seed": 0}, "failed": None, "scores": {"motion": 1.0}, "drifts": []})
     with (tmp_path / "a.rows.jsonl").open("a") as out:
         out.write('{"video": {"seed": 1}, "fai')
     again = Rows(tmp_path / "a.rows.jsonl")

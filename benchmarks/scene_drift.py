@@ -1,0 +1,84 @@
+"""Does the scene stay the scene, and the subject itself? Identity drift with the subject left out, and its own colour.
+
+A median image of five seconds (longvid.metrics.identity) still holds a subject that moves slowly, and then counts where
+it went as drift. Here the oracle says where the subject is, and its pixels are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+MARGIN = 1.45  # of the radius: corners of boxes, tips of stars and hearts, and the oracle's own error
+CORE = 0.5  # of the radius: inside every shape but the ring
+FEWEST = 5  # samples without the subject that a pixel's median needs
+EVERY = 2  # frames to a sample
+
+
+class SceneDrift:
+    """Collects segments of a video: median images without the subject, and the subject's colour."""
+
+    def __init__(self, span: int) -> None:
+        """``span``: frames of a segment."""
+        self._span = span
+        self._frames = 0
+        self._held: list[np.ndarray] = []
+        self._hidden: list[np.ndarray] = []
+        self._shades: list[np.ndarray] = []
+        self._first: np.ndarray | None = None
+        self.drifts: list[float] = []
+        """Mean |segment - first segment| in grey levels where both are known, a segment after the first."""
+        self.colours: list[np.ndarray] = []
+        """Median colour [3] of the subject's core, NaN where it was never seen, a segment."""
+
+    def cut(self) -> None:
+        """Drop the unfinished segment: what comes is a new one."""
+        self._frames -= self._frames % self._span
+        for held in (self._held, self._hidden, self._shades):
+            held.clear()
+
+    def update(self, frames: np.ndarray, seen: Mapping[str, np.ndarray]) -> None:
+        """uint8 frames [T, H, W, 3] and the oracle's x, y, radius [T] (fractions of the side) and count [T]."""
+        side = frames.shape[1]
+        rows, columns = np.mgrid[: frames.shape[1], : frames.shape[2]]
+        for place, frame in enumerate(frames):
+            if self._frames % EVERY == 0 and seen["count"][place] == 1:
+                away = np.hypot(columns - seen["x"][place] * side, rows - seen["y"][place] * side)
+                radius = seen["radius"][place] * side
+                self._held.append(frame)
+                self._hidden.append(away <= MARGIN * radius)
+                core = frame[away <= CORE * radius]
+                if len(core):
+                    self._shades.append(core.mean(axis=0))
+            self._frames += 1
+            if self._frames % self._span == 0:
+                self._close()
+
+    def _close(self) -> None:
+        self.colours.append(np.median(self._shades, axis=0) if self._shades else np.full(3, np.nan))
+        if self._held:
+            middle = median_without(np.stack(self._held), np.stack(self._hidden))
+            if self._first is None:
+                self._first = middle
+            else:
+                away = np.abs(middle - self._first)
+                self.drifts.append(float(np.nanmean(away)) if np.isfinite(away).any() else float("nan"))
+        elif self._first is not None:
+            self.drifts.append(float("nan"))
+        for held in (self._held, self._hidden, self._shades):
+            held.clear()
+
+    def colour_shift(self) -> float:
+        """Distance of the subject's colour in the last segment from the first, mean |difference| in grey levels."""
+        return float(np.abs(self.colours[-1] - self.colours[0]).mean()) if len(self.colours) > 1 else float("nan")
+
+
+def median_without(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Lower median over T of uint8 frames [T, H, W, 3] where not hidden [T, H, W]: float32 [H, W, 3], NaN where fewer
+    than FEWEST samples are left."""
+    known = (~hidden).sum(axis=0)
+    ordered = np.sort(np.where(hidden[..., None], np.uint16(999), frames), axis=0)  # hidden ones go last
+    middle = np.take_along_axis(ordered, np.maximum((known - 1) // 2, 0)[None, ..., None], axis=0)[0].astype(np.float32)
+    middle[known < FEWEST] = np.nan
+    return middle

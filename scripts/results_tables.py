@@ -1,0 +1,118 @@
+"""The tables of docs/results.md, from the recorded figures of benchmarks/methods.py.
+
+python scripts/results_tables.py            writes them between their markers
+python scripts/results_tables.py --check    fails when the document is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import pages
+from benchmarks.scores import METRICS
+from benchmarks.tables import (
+    SECTIONS,
+    cell,
+    claim_table,
+    cost_table,
+    entry_table,
+    how,
+    interval,
+    section_table,
+    verdict_table,
+)
+
+PAGE = "docs/results.md"
+RESULTS = pages.ROOT / "benchmarks" / "results"
+GLANCE = ("scene_drift", "subject_motion", "shape_last", "one_subject_last", "consistency_10s")
+LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
+SEARCH = "beyond_60s.json"
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    """A record of benchmarks/results."""
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def glance() -> str:
+    """What a reader wants first: a few figures of the minute, and what it costs."""
+    figures = read(LENGTHS["minute"])["figures"]
+    titles = [METRICS[name].title for name in GLANCE]
+    heads = [*titles, "frames a second", "cache (MB)"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for entry in figures["means"]:
+        cost = figures["costs"].get(entry)
+        size = cost and cost["cache_bytes"]
+        costs = [f"{cost['frames_a_second']:.0f}" if cost else "-", f"{size / 1e6:.1f}" if size else "-"]
+        lines.append(f"| `{entry}` | " + " | ".join([*(cell(figures, entry, name) for name in GLANCE), *costs]) + " |")
+    return "\n".join(lines)
+
+
+def claims() -> str:
+    """Every claim, with its verdict at each length."""
+    records = {title: read(name)["figures"]["claims"] for title, name in LENGTHS.items() if (RESULTS / name).exists()}
+    if len(records) == 1:
+        return claim_table({"claims": records["minute"]})
+    lines = ["| claim | paper | entries, metric | 60 s | 300 s |", "|---|---|---|---|---|"]
+    for short, long in zip(*records.values(), strict=True):
+        claim = short["claim"]
+        title, digits = METRICS[claim["metric"]].title, METRICS[claim["metric"]].digits
+        told = []
+        for row in (short, long):
+            found = row["difference"]
+            told.append(f"**{row['verdict']}** {interval(found, digits) if found else row['why']}")
+        what = f"`{claim['entry']}` - `{claim['than']}`, {title}"
+        lines.append(f"| {claim['text']} | {claim['paper']} | {what} | " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, tuple[str, Callable[[], str]]]:
+    """The page's tables, those of the records that there are."""
+    found: dict[str, Callable[[], str]] = {"glance": glance, "claims": claims}
+    for length, name in LENGTHS.items():
+        if not (RESULTS / name).exists():
+            continue
+        found[f"{length}-how"] = lambda name=name: how(read(name))  # type: ignore[misc]
+        for section, metrics in SECTIONS.items():
+            key = section.split(",")[0].split()[0].lower()
+            found[f"{length}-{key}"] = lambda name=name, metrics=metrics: section_table(read(name)["figures"], metrics)  # type: ignore[misc]
+        found[f"{length}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
+    found["cost"] = lambda: cost_table(read(LENGTHS["minute"])["figures"])
+    found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
+    if (RESULTS / SEARCH).exists():
+        found["beyond-how"] = lambda: how(read(SEARCH))
+        found["beyond"] = lambda: section_table(read(SEARCH)["figures"], BEYOND)
+        found["beyond-verdicts"] = lambda: verdict_table(read(SEARCH)["figures"])
+    return {name: (PAGE, make) for name, make in found.items()}
+
+
+BEYOND = (
+    "scene_drift",
+    "scene_worst",
+    "identity_drift",
+    "motion",
+    "subject_motion",
+    "shape_last",
+    "one_subject_last",
+    "frozen",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    return pages.write(tables(), "scripts/results_tables.py", check=parser.parse_args(arguments).check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
