@@ -108,6 +108,14 @@ CLAIMS: tuple[Claim, ...] = (
         direction=1,
     ),
     Claim(
+        text="An EMA sink lowers drift.",
+        paper="Reward Forcing (2512.04678)",
+        metric="scene_drift",
+        entry="reward-forcing",
+        than="streaming-llm",
+        direction=-1,
+    ),
+    Claim(
         text="Reward-weighted distillation (Re-DMD) raises motion.",
         paper="Reward Forcing (2512.04678)",
         metric="motion",
@@ -122,6 +130,22 @@ CLAIMS: tuple[Claim, ...] = (
         entry="ouroboros",
         than="fifo",
         direction=1,
+    ),
+    Claim(
+        text="The joint window beside a static sink alone drifts less than Rolling Forcing.",
+        paper="longvid",
+        metric="scene_drift",
+        entry="longvid",
+        than="rolling-forcing",
+        direction=-1,
+    ),
+    Claim(
+        text="It drifts less than a deep sink.",
+        paper="longvid",
+        metric="scene_drift",
+        entry="longvid",
+        than="deep-sink",
+        direction=-1,
     ),
     Claim(
         text="Radial attention loses nothing: shape accuracy within 5 points of dense attention.",

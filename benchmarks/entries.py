@@ -30,6 +30,7 @@ COMMON = (
     "ouroboros",
 )
 STUDENTS = (
+    "longvid",
     "distilled-self-forcing:self-forcing,student=self-forcing",
     "distilled-deep-forcing:deep-forcing,student=self-forcing",
     "distilled-rolling-forcing:rolling-forcing,student=rolling-forcing",

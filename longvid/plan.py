@@ -46,12 +46,23 @@ def cost_per_block(method: MethodConfig) -> Cost:
     """Calls and frames of a block in the steady state (guidance doubles the work, not the calls)."""
     schedule = method.schedule
     n, steps = schedule.frames_per_block, len(schedule.steps)
+    commit = int(_commits(method))
     if schedule.kind == "rolling":  # one joint call over a block of each noise level, one commit
-        return Cost(2, n * steps + n, n)
+        return Cost(1 + commit, n * (steps + commit), n)
     if schedule.kind == "fifo":  # a pass of half-overlapping windows brings one frame out
         windows = schedule.num_partitions * (2 if schedule.lookahead else 1)
         return Cost(windows, windows * (schedule.window_frames or 21), 1)
-    return Cost(steps + 1, n * (steps + 1), n)
+    return Cost(steps + commit, n * (steps + commit), n)
+
+
+def _commits(method: MethodConfig) -> bool:
+    """Whether finished blocks are written to the cache. Behind a full sink, a block that leaves as the next one begins
+    is not (FrameKVCache.reads_again)."""
+    cache, n = method.cache, method.schedule.frames_per_block
+    if cache.policy not in ("window", "sink", "deep-sink", "rolling"):
+        return True
+    stored = (cache.cache_frames or cache.window + n) if cache.policy == "rolling" else cache.window
+    return stored != (0 if cache.policy == "window" else cache.sink) + n
 
 
 def planned_blocks(request: Request, temporal: int) -> Iterator[PlannedBlock]:

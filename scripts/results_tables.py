@@ -84,7 +84,7 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
             continue
         found[f"{length}-how"] = lambda name=name: how(read(name))  # type: ignore[misc]
         for section, metrics in SECTIONS.items():
-            key = section.split(",")[0].split()[0].lower()
+            key = section.split()[0].rstrip(",").lower()
             found[f"{length}-{key}"] = lambda name=name, metrics=metrics: section_table(read(name)["figures"], metrics)  # type: ignore[misc]
         found[f"{length}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
     found["cost"] = lambda: cost_table(read(LENGTHS["minute"])["figures"])

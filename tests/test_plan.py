@@ -12,7 +12,7 @@ from longvid.models.folder import read_model_folder
 from longvid.plan import cost_per_block, estimate_memory, human_bytes, planned_blocks
 from longvid.progress import clock
 
-CHUNKED = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing")
+CHUNKED = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing", "longvid")
 
 
 @pytest.mark.parametrize("cut", ["", "[5s#]"], ids=["flowing", "cut"])
@@ -20,9 +20,9 @@ CHUNKED = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "
 def test_blocks_frames_and_calls_are_the_rollouts(make_tiny_pipe: Any, method: str, cut: str) -> None:
     pipe = make_tiny_pipe(method)
     text = f"a red ball[1s] | a blue star{cut}"
-    request = pipe.check_inputs(text, seconds=6, seed=0)
+    request = pipe.check_inputs(text, seconds=8, seed=0)
     planned = list(planned_blocks(request, temporal=4))
-    rollout = pipe.rollout(text, seconds=6, seed=0)
+    rollout = pipe.rollout(text, seconds=8, seed=0)
     made, prompts = [], []
     for block in rollout:
         made.append(block)
@@ -30,9 +30,12 @@ def test_blocks_frames_and_calls_are_the_rollouts(make_tiny_pipe: Any, method: s
     assert [(b.start_frame, b.start_frame + b.latents.shape[2]) for b in made] == [b.latent_frames for b in planned]
     assert [b.video_frame for b in made] == [b.video_frames[0] for b in planned]
     assert planned[0].video_frames == (0, 9)
-    assert planned[-1].video_frames[1] == 96
-    assert sum(end - start for start, end in (b.video_frames for b in planned)) == 96
-    if method != "rolling-forcing":  # there the prompt changes while earlier blocks are still in flight
+    assert planned[-1].video_frames[1] == 128
+    assert sum(end - start for start, end in (b.video_frames for b in planned)) == 128
+    if method not in (
+        "rolling-forcing",
+        "longvid",
+    ):  # there the prompt changes while earlier blocks are still in flight
         assert prompts == [("a red ball", "a blue star")[b.prompt] for b in planned]
     cost = cost_per_block(MethodConfig.load(method))
     steady = made[len(made) // 2].stats

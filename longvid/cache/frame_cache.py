@@ -18,7 +18,6 @@ once. Shape letters: B batch, T tokens, N heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,19 +31,11 @@ from .policies.plan import Plan, Policy, RecachePlan, View
 from .selection import TokenSelector
 from .slots import ordered_runs, runs
 from .snapshot import check_integrity, restore_snapshot, take_snapshot
+from .stats import CacheStats
 from .storage import allocate, pieces
 
 Kind = Literal["denoise", "commit"]
 Phase = int | float | None
-
-
-@dataclass(slots=True)
-class CacheStats:
-    """What the cache has moved since it was made: frames re-phased and merged, blocks committed."""
-
-    blocks: int = 0
-    rephased_frames: int = 0
-    merged_frames: int = 0
 
 
 class FrameKVCache:
@@ -218,6 +209,14 @@ class FrameKVCache:
                 self._phases[slot] = position
         self._close()
         self.stats.blocks += 1
+
+    def reads_again(self, frames: int) -> bool:
+        """Whether what the open block's commit call writes is kept or merged when one of ``frames`` frames follows."""
+        if self._compress:
+            return True
+        plan = self.policy.plan((*self._order, *self._open), self._open[-1] + 1, frames, frames, self._memory)
+        merged = plan.merge.evicted if plan.merge else ()
+        return any(frame not in plan.evict or frame in merged for frame in self._open)
 
     def abort(self) -> None:
         """Forget the open block. Frames that its plan evicted or merged stay so: beginning it again gives the same."""

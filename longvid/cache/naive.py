@@ -168,6 +168,10 @@ class NaiveCache:
         self.order += list(self.open_block)
         self.open_block = ()
 
+    def reads_again(self, frames: int) -> bool:
+        """Every block is committed, whether or not it is read."""
+        return True
+
     def abort(self) -> None:
         self.open_block = ()
 

@@ -281,7 +281,9 @@ class Rollout(Iterator[LatentBlock]):
             return
         block, latents, timestep = self._pending
         self._open(block, block.frames)
-        self._commit_call(latents, timestep, self._texts.pop(block.index))
+        text = self._texts.pop(block.index)
+        if self.cache.reads_again(self.block(block.index + 1).frames):
+            self._commit_call(latents, timestep, text)
         self.cache.commit()
         self._pending = None
 

@@ -34,6 +34,7 @@ METHODS = {
         lambda: ParticipativePolicy(window=12, sink=5, budget=10, recent=4, frames_per_block=3),
     ),
     "ema-sink": (ChunkSchedule, lambda: EmaSinkPolicy(window=9, sink=3, ema_alpha=0.9, frames_per_block=3)),
+    "joint-window": (RollingSchedule, lambda: SlidingPolicy(window=9, sink=6, positions="window", frames_per_block=3)),
     "rolling": (RollingSchedule, lambda: RollingPolicy(window=12, sink=3, frames_per_block=3)),
 }
 
@@ -162,6 +163,16 @@ def test_dead_commits_are_not_made(denoiser):
 
     assert commits("window", frames=12) == (3, 12)  # 4 blocks x 3 steps
     assert commits("rolling", frames=12) == (3, 6)  # 4 + 3 - 1 windows
+    # Behind a full sink of two blocks the third leaves as the fourth begins, unread.
+    assert commits("joint-window", frames=18) == (2, 8)
+    # Merged into the sink it is read, and the block that fills a window stays.
+    assert commits("ema-sink", frames=18)[0] == 5
+
+
+def test_a_commit_that_nobody_reads_would_change_nothing(denoiser):
+    lean, busy = (start(denoiser, "joint-window", frames=24) for _ in range(2))
+    busy.cache.reads_again = lambda frames: True
+    assert torch.equal(latents(lean), latents(busy))
 
 
 @pytest.mark.parametrize("method", ["window", "rolling"])
@@ -254,7 +265,7 @@ class TestPrompts:
         blocks = [next(rollout) for _ in range(4)]
         rollout.set_prompt("new scene", hard_cut=True)
         blocks += list(rollout)
-        drained = 4 + (2 if method == "rolling" else 0)
+        drained = 4 + (2 if METHODS[method][0] is RollingSchedule else 0)
         assert [b.index for b in blocks] == list(range(11))  # one more: the cut took 3 video frames of 117
         assert [b.start_frame for b in blocks] == list(range(0, 33, 3))
         assert [b.index for b in blocks if b.new_scene] == [0, drained]
