@@ -125,7 +125,7 @@ def how(record: Mapping[str, Any]) -> str:
     dtype = next(iter(figures["entries"].values()))["dtype"] or "the model's own dtype"
     return (
         f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, the same for every "
-        f"entry, {dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread(s), torch "
+        f"entry, {dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch "
         f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
         f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
         "\\*: clearly different where neither way is better. Drift is told of scenes that stand still, "
