@@ -7,13 +7,15 @@
 
 Entries are those of benchmarks/methods.py, [LABEL:]METHOD[@MODEL][,key=value...]. Drift is the identity drift of
 longvid.metrics.identity, one point a five-second segment, the mean over the prompts: read it on scenes that stand
-still. The cache is that of the first seconds of the first prompt, a column a block. Needs Matplotlib for both.
+still. With --record it is the scene drift of all videos of a table of benchmarks/methods.py instead. The cache is that
+of the first seconds of the first prompt, a column a block. Needs Matplotlib for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.entries import REFERENCES, Entry, Renderer
 
-DEFAULT = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing", "fifo", "ouroboros")
+DEFAULT = (
+    "self-forcing",
+    "streaming-llm",
+    "longlive",
+    "deep-forcing",
+    "rolling-forcing",
+    "reward-forcing",
+    "radial",
+    "longvid",
+    "fifo",
+    "ouroboros",
+)
+CURVES = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing", "longvid", "world")
 LABEL_WIDTH = 130  # pixels
 
 
@@ -70,7 +84,7 @@ def labelled(text: str, frames: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(label), frames], axis=1)
 
 
-def drift_picture(curves: dict[str, list[float]], segment: float, out: Path) -> None:
+def drift_picture(curves: dict[str, list[float]], segment: float, out: Path, title: str) -> None:
     """One line a method: grey levels from the first segment's median image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,7 +95,7 @@ def drift_picture(curves: dict[str, list[float]], segment: float, out: Path) -> 
     for label, values in curves.items():
         axis.plot([segment * (i + 1.5) for i in range(len(values))], values, marker=".", lw=1.2, label=label)
     highest = max(value for values in curves.values() for value in values)
-    axis.set(xlabel="seconds", ylabel="identity drift, grey levels", ylim=(0, 1.1 * highest))
+    axis.set(xlabel="seconds", ylabel=title, ylim=(0, 1.1 * highest))
     axis.legend(fontsize=8)
     save(figure, out)
 
@@ -134,6 +148,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the strip of frames")
     parser.add_argument("--shown", type=int, help="prompts in the strip, the first ones; all when not given")
     parser.add_argument("--drift", type=Path, help="the curves")
+    parser.add_argument("--record", type=Path, help="take the curves from this record of benchmarks/methods.py")
+    parser.add_argument("--curves", nargs="+", default=CURVES, metavar="LABEL", help="entries of the record to draw")
     parser.add_argument("--cache", type=Path, help="what each method remembers")
     parser.add_argument("--cache-seconds", type=float, default=20)
     args = parser.parse_args()
@@ -157,7 +173,11 @@ def main() -> None:
     )
     if args.drift:
         means = {label: np.mean(curves, axis=0).tolist() for label, curves in drifts.items()}
-        drift_picture(means, SEGMENT_SECONDS, args.drift)
+        title = "identity drift, grey levels"
+        if args.record:
+            entries_of = json.loads(args.record.read_text(encoding="utf-8"))["figures"]["entries"]
+            means, title = {label: entries_of[label]["drifts"] for label in args.curves}, "scene drift, grey levels"
+        drift_picture(means, SEGMENT_SECONDS, args.drift, title)
     if args.cache:
         cache_picture(caches, args.cache)
 
