@@ -140,7 +140,9 @@ def section_table(figures: Mapping[str, Any], names: Iterable[str]) -> str:
     if not shown:
         return ""
     lines = ["| | " + " | ".join(METRICS[m].title for m in shown) + " |", "|---|" + "---|" * len(shown)]
-    lines += [f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |" for entry in means]
+    for entry, row in means.items():
+        if any(row[name] is not None for name in shown):
+            lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |")
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ def glance() -> str:
     titles = [METRICS[name].title for name in GLANCE]
     heads = [*titles, "frames a second", "cache (MB)"]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for entry in figures["means"]:
+    for entry in (name for name, fact in figures["entries"].items() if fact["videos"]):
         cost = figures["costs"].get(entry)
         size = cost and cost["cache_bytes"]
         costs = [f"{cost['frames_a_second']:.0f}" if cost else "-", f"{size / 1e6:.1f}" if size else "-"]
