@@ -120,8 +120,9 @@ def test_a_flood_of_messages_is_slowed_down(serving: Serving) -> None:
 
 def test_a_client_that_only_errs_is_disconnected(serving: Serving) -> None:
     client = serving(errors_per_connection=10).client()
-    for _ in range(12):
-        client.send_raw("nonsense")
+    with suppress(ConnectionClosed):  # it may hang up before the last one is sent
+        for _ in range(12):
+            client.send_raw("nonsense")
     assert client.until_closed() == 1008
     assert client.messages[-1]["code"] == "too_many_errors"
 
