@@ -255,6 +255,7 @@ class Engine:
         except Exception as error:  # whatever the model raises is the viewer's news, not the server's end
             if not (isinstance(error, Cancelled) and session.over):
                 self._fail(session, error)
+            error.__traceback__ = None  # its frames hold the take, and a future the error until after the close
             return
         finally:
             session.making = False
