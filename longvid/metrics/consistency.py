@@ -171,10 +171,6 @@ class LoopMeter:
         self._frames += 1
         return distance
 
-    def cut(self) -> None:
-        """A hold does not reach over what is left out; the start stays the start."""
-        self._hold.clear()
-
     def result(self) -> LoopBack:
         """No events and NaN for ``closest`` when the video ends within a hold of its start or never left it."""
         nothing = LoopBack(events=0, at=(), share=0.0, closest=float("nan"))

@@ -159,7 +159,7 @@ class StreamMetrics:
         Nothing is measured across it; drift, identity and falls back are still told from the video's first seconds.
         """
         self._lab = None
-        meters = (self._flicker, self._consistency, self._loop, self._identity, self._faults)
+        meters = (self._flicker, self._consistency, self._identity, self._faults)
         for meter in (*meters, self._motion) if self._motion else meters:
             meter.cut()
 

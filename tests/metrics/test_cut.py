@@ -56,3 +56,16 @@ def test_a_segment_that_a_cut_ends_is_left_out():
     meter.update(world.render(A, 0, frames=80, start=100))
     assert len(meter.report().identity.segments) == 1
     assert meter.report().identity.last < 2
+
+
+def test_a_cut_just_before_the_end_keeps_the_falls_back_of_before():
+    """A video that falls back to its start, and then a short last shot."""
+    first, away = world.render(A, 0, frames=80), world.render(B, 0, frames=160)
+    meter = StreamMetrics(FPS)
+    for part in (first, away, first, away):
+        meter.update(part)
+    seen = meter.report().loop_back
+    assert seen.events
+    meter.cut()
+    meter.update(world.render(B, 3, frames=3))
+    assert meter.report().loop_back.events == seen.events
