@@ -17,10 +17,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pages
-from benchmarks.scores import METRICS
-from benchmarks.tables import cell
+from benchmarks.tables import how, section_table
 
 RESULTS = pages.ROOT / "benchmarks" / "results"
+OUROBOROS, EVIDENCE = "docs/methods/ouroboros.md", "ouroboros_60s.json"
 SHOWN = {
     "subject": ("pattern_kept", "size_change", "shape_last", "one_subject_last"),
     "scene": ("identity_drift", "consistency_10s", "seam", "smoothness", "luma_flutter"),
@@ -31,30 +31,6 @@ SHOWN = {
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return found
-
-
-def evidence_table(part: str) -> str:
-    """Entries by metrics of a part, with intervals; bold and italic as benchmarks/methods.py has them."""
-    figures = _read("ouroboros_60s.json")["figures"]
-    names = SHOWN[part]
-    lines = ["| | " + " | ".join(METRICS[name].title for name in names) + " |", "|---|" + "---|" * len(names)]
-    for entry in figures["means"]:
-        lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, name) for name in names) + " |")
-    return "\n".join(lines)
-
-
-def how() -> str:
-    """One line: what was rendered, where, and by which commit."""
-    record = _read("ouroboros_60s.json")
-    figures, machine = record["figures"], record["machine"]
-    dtype = next(iter(figures["entries"].values()))["dtype"] or "float32"
-    return (
-        f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, {dtype}, on "
-        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread; commit {record['commit']}. Means with "
-        f"95 % bootstrap intervals over prompts; **bold**: clearly better than `{figures['baseline']}` in the paired "
-        "comparison, _italic_: clearly worse, \\*: clearly different where neither way is better. Drift is bold only "
-        "where motion was kept."
-    )
 
 
 def cost_table() -> str:
@@ -78,8 +54,11 @@ def cost_table() -> str:
 
 
 TABLES: pages.Tables = {
-    "evidence": ("docs/methods/ouroboros.md", how),
-    **{part: ("docs/methods/ouroboros.md", lambda part=part: evidence_table(part)) for part in SHOWN},
+    "evidence": (OUROBOROS, lambda: how(_read(EVIDENCE))),
+    **{
+        part: (OUROBOROS, lambda names=names: section_table(_read(EVIDENCE)["figures"], names))
+        for part, names in SHOWN.items()
+    },
     "cost": ("docs/methods/fifo.md", cost_table),
 }
 
