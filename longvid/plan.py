@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longvid.pipelines.request import Request
 
 DEFAULT_FPS = 16.0
+_STEADY_BLOCKS = 64  # a policy without a window of its own keeps them all, and is steady from the first
 DEFAULT_SIZE = (480, 832)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -56,13 +57,24 @@ def cost_per_block(method: MethodConfig) -> Cost:
 
 
 def _commits(method: MethodConfig) -> bool:
-    """Whether finished blocks are written to the cache. Behind a full sink, a block that leaves as the next one begins
-    is not (FrameKVCache.reads_again)."""
-    cache, n = method.cache, method.schedule.frames_per_block
-    if cache.policy not in ("window", "sink", "deep-sink", "rolling"):
+    """Whether the policy keeps a finished block, once it has seen many: what it does not keep is not written."""
+    from longvid.cache.policies import ParticipativePolicy, policy_from_config
+    from longvid.cache.policies.plan import outlasts
+
+    n = method.schedule.frames_per_block
+    policy = policy_from_config(method.cache, n, total_frames=_STEADY_BLOCKS * n)
+    if isinstance(policy, ParticipativePolicy):  # it prunes tokens of every block, and reads those that are left
         return True
-    stored = (cache.cache_frames or cache.window + n) if cache.policy == "rolling" else cache.window
-    return stored != (0 if cache.policy == "window" else cache.sink) + n
+    resident: tuple[int, ...] = ()
+    memory: Mapping[str, int] = {}
+    written = True
+    for start in range(0, min(_STEADY_BLOCKS * n, policy.capacity + n), n):
+        plan = policy.plan(resident, start, n, n, memory)
+        block = tuple(range(start, start + n))
+        resident, memory = tuple(f for f in resident if f not in plan.evict), plan.memory
+        written = outlasts(policy, resident, block, n, memory)
+        resident += block
+    return written
 
 
 def planned_blocks(request: Request, temporal: int) -> Iterator[PlannedBlock]:

@@ -27,7 +27,7 @@ from longvid.kernels.cache_ops import ema_merge
 
 from .layer_store import CallView, LayerStore, Rotary, Scratch
 from .policies.participative import ParticipativePolicy, view_of
-from .policies.plan import Plan, Policy, RecachePlan, View
+from .policies.plan import Plan, Policy, RecachePlan, View, outlasts
 from .selection import TokenSelector
 from .slots import ordered_runs, runs
 from .snapshot import check_integrity, restore_snapshot, take_snapshot
@@ -212,11 +212,7 @@ class FrameKVCache:
 
     def reads_again(self, frames: int) -> bool:
         """Whether what the open block's commit call writes is kept or merged when one of ``frames`` frames follows."""
-        if self._compress:
-            return True
-        plan = self.policy.plan((*self._order, *self._open), self._open[-1] + 1, frames, frames, self._memory)
-        merged = plan.merge.evicted if plan.merge else ()
-        return any(frame not in plan.evict or frame in merged for frame in self._open)
+        return self._compress or outlasts(self.policy, self._order, self._open, frames, self._memory)
 
     def abort(self) -> None:
         """Forget the open block. Frames that its plan evicted or merged stay so: beginning it again gives the same."""

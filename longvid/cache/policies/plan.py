@@ -96,6 +96,22 @@ class Policy(Protocol):
         ...
 
 
+def outlasts(
+    policy: Policy,
+    resident: Sequence[int],
+    block: Sequence[int],
+    frames: int,
+    memory: Mapping[str, int],
+) -> bool:
+    """Whether any of ``block``, committed behind ``resident``, is kept or merged when a block of ``frames`` follows.
+
+    If not, nobody reads what its commit call would write.
+    """
+    plan = policy.plan((*resident, *block), block[-1] + 1, frames, frames, memory)
+    merged = plan.merge.evicted if plan.merge else ()
+    return any(frame not in plan.evict or frame in merged for frame in block)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InputError(message) unless `condition`."""
     if not condition:
