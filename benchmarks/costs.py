@@ -29,13 +29,13 @@ def measure_costs(
     """
     spent: dict[str, list[float]] = {entry.label: [] for entry in entries if entry.method not in REFERENCES}
     cache: dict[str, int | None] = {}
-    for prompt, scene in prompts:
+    for prompt, _ in prompts:
         for entry in entries:
             if entry.method in REFERENCES:
                 continue
-            chunks, fps = renderer.stream(entry, prompt, scene, 0, warm_up + timed)
-            for chunk, seconds in clocked(chunks):
-                if chunk.start_frame >= warm_up * fps:
+            pipe = renderer.pipe(entry)
+            for chunk, seconds in clocked(pipe.stream(prompt, seconds=warm_up + timed, seed=0)):
+                if chunk.start_frame >= warm_up * pipe.fps:
                     spent[entry.label].append(1000 * seconds / len(chunk.frames))
             cache.setdefault(entry.label, renderer.cache_bytes(entry, prompt))
     return {

@@ -125,16 +125,6 @@ class Renderer:
         cache = getattr(self.pipe(entry).rollout(prompt, seconds=1, seed=0), "cache", None)
         return None if cache is None else int(cache.nbytes)
 
-    def stream(self, entry: Entry, prompt: str, scene: Any, seed: int, seconds: float) -> tuple[Iterator[Any], float]:
-        """Chunks of one whole video, and frames a second."""
-        if entry.method in REFERENCES:
-            whole = [(0, round(seconds * self.fps(entry)))]
-            return (videos[0] for videos in self.videos(entry, [(prompt, scene, seed)], seconds, whole)), self.fps(
-                entry
-            )
-        pipe = self.pipe(entry)
-        return pipe.stream(prompt, seconds=seconds, seed=seed), pipe.fps
-
     def fps(self, entry: Entry) -> float:
         """Frames a second of what an entry makes."""
         from longvid.training.world import FPS
