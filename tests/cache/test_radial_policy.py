@@ -12,6 +12,10 @@ from longvid.errors import InputError
 from longvid.kernels.radial import RadialSpec, frame_width, kept_key_frames, rollout_blocks
 
 
+# Tokens of a latent frame: 8 x 8 pixels a latent, 2 x 2 latents a token.
+P480, P720, P768 = (480 // 16) * (832 // 16), (720 // 16) * (1280 // 16), (768 // 16) * (1280 // 16)
+
+
 def play(policy, blocks, n):
     """Yields (start, resident before, plan) of consecutive blocks, applying what the plan evicts."""
     resident = []
@@ -58,7 +62,7 @@ def test_capacity_grows_with_the_logarithm_of_the_history():
     assert sizes[960] <= 68
 
 
-@pytest.mark.parametrize(("tokens", "dense"), [(1560, 16), (3600, 32), (3840, 32)], ids=["480p", "720p", "768x1280"])
+@pytest.mark.parametrize(("tokens", "dense"), [(P480, 16), (P720, 32), (P768, 32)], ids=["480p", "720p", "768x1280"])
 @pytest.mark.parametrize("window", [-1, 42])
 def test_keeps_what_the_mask_at_that_grid_keeps(tokens, dense, window):
     """`dense` is the paper's rule in frames: the policy and the key-anchored mask keep the same sets."""
@@ -89,7 +93,7 @@ def test_small_grids_are_thinned_from_the_same_distance_as_480p():
         for now in (10, 40, 200):
             seen = [k for k in range(now) if frame_width(now, k, tokens, spec) is not None]
             assert seen == [f for f in range(now) if policy.keeps(f, now)]
-    assert RadialSpec.for_grid(1560) == RadialSpec.for_grid(3840) == RadialSpec()
+    assert RadialSpec.for_grid(P480) == RadialSpec.for_grid(P768) == RadialSpec()
 
 
 def test_window_positions_count_the_cache():

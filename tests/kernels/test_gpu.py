@@ -19,6 +19,10 @@ from longvid.kernels.radial import RadialSpec, radial_blocks
 ROOT = Path(__file__).parent.parent.parent
 
 
+# Tokens of a latent frame: 8 x 8 pixels a latent, 2 x 2 latents a token.
+P480 = (480 // 16) * (832 // 16)
+
+
 class OnGPU(AttentionCase):
     """The same case with its tensors on the GPU."""
 
@@ -42,7 +46,7 @@ def test_attention_on_the_gpu_equals_the_truth(case):
 @pytest.mark.parametrize("dim", [64, 128])
 def test_480p_radial_attention_equals_masked_dense(dim, dtype):
     """Three heads at 32,760 tokens, in slices of queries: full size, full mask, no approximation."""
-    blocks = radial_blocks(21, 1560, RadialSpec.wan())
+    blocks = radial_blocks(21, P480, RadialSpec.wan())
     generator = torch.Generator("cuda").manual_seed(0)
     q, k, v = (torch.randn(1, 3, blocks.q_len, dim, device="cuda", generator=generator).to(dtype) for _ in range(3))
     out = block_sparse_attention(q, k, v, blocks, backend="triton", strict=True)

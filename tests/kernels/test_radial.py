@@ -23,6 +23,10 @@ GOLDENS = Path(__file__).parent.parent / "goldens" / "radial"
 CASES = [case for case in json.loads((GOLDENS / "cases.json").read_text()) if case["kind"] == "radial_mask"]
 
 
+# Tokens of a latent frame: 8 x 8 pixels a latent, 2 x 2 latents a token.
+P480, P720, P768 = (480 // 16) * (832 // 16), (720 // 16) * (1280 // 16), (768 // 16) * (1280 // 16)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case["tensor"] for case in CASES])
 def test_equals_the_published_mask(case):
     make = {"wan": RadialSpec.wan, "hunyuan": RadialSpec.hunyuan}[case["model"]]
@@ -129,18 +133,18 @@ def test_key_anchored_sets_are_nested(tokens, sinks, now, window):
 
 def test_query_anchored_sets_are_not_nested():
     spec = RadialSpec(anchor="query")
-    assert not set(kept_key_frames(40, 1560, spec)) >= set(kept_key_frames(41, 1560, spec)) - {40}
+    assert not set(kept_key_frames(40, P480, spec)) >= set(kept_key_frames(41, P480, spec)) - {40}
 
 
 def test_kept_frames_grow_with_the_logarithm_of_the_history():
     spec = RadialSpec(anchor="key")
-    sizes = [len(kept_key_frames(now, 1560, spec)) for now in (64, 128, 256, 512, 1024, 2048)]
+    sizes = [len(kept_key_frames(now, P480, spec)) for now in (64, 128, 256, 512, 1024, 2048)]
     assert len(set(np.diff(sizes))) == 1, sizes  # each doubling costs the same number of frames
     assert sizes[-1] < 80
 
 
 def test_thinning_never_falls_with_distance():
-    for tokens in (1, 64, 1560, 3840):
+    for tokens in (1, 64, P480, P768):
         splits = [thinning(d, tokens, RadialSpec()) for d in range(300)]
         assert splits == sorted(splits)
         assert all(s & (s - 1) == 0 for s in splits)
@@ -150,7 +154,7 @@ def test_thinning_never_falls_with_distance():
     ("frames", "tokens", "text", "sparsity"),
     # The project's own figures: 18 x 3840 from its generator, the rest the paper's table of length extension
     # (73.6 %, 80.8 %, 88.3 %; HunyuanVideo's include the sink of the paper's text and 256 text tokens).
-    [(18, 3840, 0, 0.5690809), (41, 3840, 0, 0.7361), (65, 3600, 256, 0.8077), (129, 3600, 256, 0.8829)],
+    [(18, P768, 0, 0.5690809), (41, P768, 0, 0.7361), (65, P720, 256, 0.8077), (129, P720, 256, 0.8829)],
     ids=["wan-69f", "wan-161f", "hunyuan-253f", "hunyuan-509f"],
 )
 def test_published_sparsities(frames, tokens, text, sparsity):
