@@ -11,7 +11,6 @@ from longvid.config import CacheConfig
 from longvid.errors import InputError
 from longvid.kernels.radial import RadialSpec, frame_width, kept_key_frames, rollout_blocks
 
-
 # Tokens of a latent frame: 8 x 8 pixels a latent, 2 x 2 latents a token.
 P480, P720, P768 = (480 // 16) * (832 // 16), (720 // 16) * (1280 // 16), (768 // 16) * (1280 // 16)
 
