@@ -1,14 +1,14 @@
 """Every method on the same prompts and seeds: rendered, scored, compared in pairs, with intervals over prompts.
 
-    python benchmarks/methods.py --seconds 60 --out benchmarks/results/methods_60s.json --markdown docs/results.md
+    python benchmarks/methods.py --seconds 60 --dtype bfloat16 --out benchmarks/results/methods_60s.json
     python benchmarks/methods.py --entry self-forcing --entry long:streaming-llm@models/wan,student=base,cache.window=12
 
 An entry is [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]; without a student it is the method's own. METHOD
 "world" is the world itself (real video of the same scene and seed), "autoencoder" the same through the model's
 autoencoder: what no method can beat. Of a video over two minutes the first five seconds and the last minute are scored.
 Each finished video is a line of OUT with the ending .rows.jsonl; a run that was stopped goes on from there, and a
-changed method, model or length is rendered anew. --report-only makes the tables of the lines that are there. Costs are
-measured at every report, entry after entry, one video at a time (--cost-rounds 0 leaves them out).
+changed method, model or length is rendered anew. --report-only makes the tables of the lines that are there;
+scripts/results_tables.py puts them into docs/results.md. Costs are measured at every report, entry after entry, one video at a time (--cost-rounds 0 leaves them out).
 """
 
 from __future__ import annotations
