@@ -8,7 +8,8 @@ An entry is [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]; without a stud
 autoencoder: what no method can beat. Of a video over two minutes the first five seconds and the last minute are scored.
 Each finished video is a line of OUT with the ending .rows.jsonl; a run that was stopped goes on from there, and a
 changed method, model or length is rendered anew. --report-only makes the tables of the lines that are there;
-scripts/results_tables.py puts them into docs/results.md. Costs are measured at every report, entry after entry, one video at a time (--cost-rounds 0 leaves them out).
+scripts/results_tables.py puts them into docs/results.md. Costs are measured
+at every report, entry after entry, one video at a time (--cost-rounds 0 leaves them out).
 """
 
 from __future__ import annotations
