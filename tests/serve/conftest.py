@@ -132,7 +132,8 @@ class Client:
         self._socket.send(json.dumps({"type": type, **fields}))
 
     def send_raw(self, data: str | bytes) -> None:
-        self._socket.send(data)
+        with suppress(ConnectionClosed):  # a server need not read to the end what it refuses
+            self._socket.send(data)
 
     def receive(self, timeout: float = 30.0) -> Any:
         """The next message; a frame is noted, acknowledged if `ack`, and returned as its header."""

@@ -120,9 +120,8 @@ def test_a_flood_of_messages_is_slowed_down(serving: Serving) -> None:
 
 def test_a_client_that_only_errs_is_disconnected(serving: Serving) -> None:
     client = serving(errors_per_connection=10).client()
-    with suppress(ConnectionClosed):  # it may hang up before the last one is sent
-        for _ in range(12):
-            client.send_raw("nonsense")
+    for _ in range(10):
+        client.send_raw("nonsense")
     assert client.until_closed() == 1008
     assert client.messages[-1]["code"] == "too_many_errors"
 
@@ -176,7 +175,8 @@ def test_a_message_beyond_reading_closes_but_the_session_can_be_resumed(serving:
     client = served.client()
     token = client.start("a")["resume_token"]
     client.send_raw("x" * 2_000_000)
-    assert client.until_closed() in (1007, 1009)
+    # A server that hangs up on unread bytes resets the connection, and its close frame may be lost with it.
+    assert client.until_closed() in (1009, None)
     again = served.client()
     again.send("resume", resume_token=token)
     assert again.until("accepted")["resumed"]
