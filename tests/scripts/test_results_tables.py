@@ -18,21 +18,16 @@ def test_the_record_judges_the_claims_that_there_are():
     assert [row["claim"]["text"] for row in recorded] == [claim.text for claim in CLAIMS]
 
 
-def test_claims_of_two_lengths_stand_side_by_side(monkeypatch):
-    minute = results_tables.read(results_tables.LENGTHS["minute"])
-    monkeypatch.setattr(results_tables, "read", lambda name: minute)
-    monkeypatch.setattr(results_tables, "RESULTS", Everything())
+def test_claims_of_two_lengths_stand_side_by_side():
     table = results_tables.claims().splitlines()
     assert table[0].endswith("| 60 s | 300 s |")
     assert len(table) == 2 + len(CLAIMS)
     assert len({line.count("|") for line in table}) == 1
 
 
-class Everything:
-    """A folder that has every file."""
-
-    def __truediv__(self, name):
-        return self
-
-    def exists(self):
-        return True
+def test_the_glance_has_drift_at_both_lengths():
+    heads, _, first, *rows = [line.split(" | ") for line in results_tables.glance().splitlines()]
+    assert {len(row) for row in [first, *rows]} == {len(heads)}
+    means = [results_tables.read(name)["figures"]["means"] for name in results_tables.LENGTHS.values()]
+    drifts = [figures["self-forcing"]["scene_drift"]["estimate"] for figures in means]
+    assert [cell.split()[0] for cell in first[1:3]] == [f"{drift:.2f}" for drift in drifts]
