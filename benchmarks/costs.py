@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -22,13 +24,16 @@ def measure_costs(
     warm_up: float = WARM_UP_SECONDS,
     timed: float = TIMED_SECONDS,
 ) -> dict[str, dict[str, float | int | None]]:
-    """By label: milliseconds a video frame (median and p95 over blocks, all rounds), frames a second, cache_bytes.
+    """By label: milliseconds a video frame (median and p95 over blocks, all rounds), seconds a block, frames a second,
+    cache_bytes, and the density of attention.
 
     One round a prompt, every entry once a round, so that a machine that slows down slows all of them. The first
     ``warm_up`` seconds of each video are not timed. References cost nothing that a user pays, and are left out.
     """
     spent: dict[str, list[float]] = {entry.label: [] for entry in entries if entry.method not in REFERENCES}
+    blocks: dict[str, list[float]] = {label: [] for label in spent}
     cache: dict[str, int | None] = {}
+    density: dict[str, float] = {}
     for prompt, _ in prompts:
         for entry in entries:
             if entry.method in REFERENCES:
@@ -37,16 +42,46 @@ def measure_costs(
             for chunk, seconds in clocked(pipe.stream(prompt, seconds=warm_up + timed, seed=0)):
                 if chunk.start_frame >= warm_up * pipe.fps:
                     spent[entry.label].append(1000 * seconds / len(chunk.frames))
-            cache.setdefault(entry.label, renderer.cache_bytes(entry, prompt))
+                    blocks[entry.label].append(seconds)
+            if entry.label not in cache:  # not while the clock runs
+                cache[entry.label] = renderer.cache_bytes(entry, prompt)
+                density[entry.label] = attention_density(pipe, prompt, warm_up)
     return {
         label: {
             "ms_a_frame": float(np.median(times)),
             "p95_ms_a_frame": float(np.quantile(times, 0.95)),
+            "seconds_a_block": float(np.median(blocks[label])),
             "frames_a_second": float(1000 / np.median(times)),
             "cache_bytes": cache[label],
+            "density": density[label],
         }
         for label, times in spent.items()
     }
+
+
+def attention_density(pipe: Any, prompt: str, seconds: float) -> float:
+    """Share of its query-key pairs that block-sparse attention reads, over the last half of ``seconds`` of video; 1 for
+    dense attention."""
+    with recorded_densities() as seen:
+        for _ in pipe.rollout(prompt, seconds=seconds, seed=0):
+            pass
+    return float(np.mean(seen[len(seen) // 2 :])) if seen else 1.0
+
+
+@contextmanager
+def recorded_densities() -> Iterator[list[float]]:
+    """Densities of the block-sparse calls made meanwhile."""
+    from longvid.models import attend
+
+    seen: list[float] = []
+    call = attend.block_sparse_attention
+
+    def recorded(query: Any, key: Any, value: Any, blocks: Any, **options: Any) -> Any:
+        seen.append(blocks.density)
+        return call(query, key, value, blocks, **options)
+
+    with mock.patch.object(attend, "block_sparse_attention", recorded):
+        yield seen
 
 
 def clocked(chunks: Iterable[Any]) -> Iterator[tuple[Any, float]]:

@@ -24,6 +24,7 @@ COMMON = (
     "deep-forcing",
     "rolling-forcing",
     "reward-forcing",
+    "static-sink:reward-forcing,cache.policy=sink",  # the same window without the moving average
     "radial:self-forcing,attention.kind=radial",
     "radial-cache:radial",
     "fifo",

@@ -29,7 +29,7 @@ from benchmarks.costs import measure_costs
 from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer
 from benchmarks.record import Record
 from benchmarks.scores import METRICS, SEGMENT_SECONDS, STATIC, VideoScore
-from benchmarks.tables import markdown, summarise
+from benchmarks.tables import markdown, summarise, with_speed_error
 
 LONG_SECONDS, END_SECONDS = 120.0, 60.0
 
@@ -168,7 +168,7 @@ def collect(
             "failed": failed,
             "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],
         }
-    return tables, facts, own
+    return with_speed_error(tables), facts, own
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -36,6 +36,7 @@ METRICS: dict[str, Metric] = {
     "identity_worst": Metric(title="identity drift, worst segment", good=-1),
     "motion": Metric(title="motion (top-5 % flow, px/frame)", good=0),
     "subject_motion": Metric(title="subject motion (oracle, px/frame)", good=0),
+    "speed_error": Metric(title="subject's speed off the real one's (octaves)", good=-1),
     "dynamic_degree": Metric(title="dynamic degree", good=0),
     "smoothness": Metric(title="smoothness", good=1, digits=4),
     "luma_flutter": Metric(title="luma flutter (grey levels)", good=-1),
@@ -64,6 +65,15 @@ METRICS: dict[str, Metric] = {
     "subject_colour": Metric(title="subject's colour change (grey levels)", good=-1),
     "size_change": Metric(title="subject's size change (px)", good=-1),
 }
+
+
+SLOWEST = 0.05  # px/frame: a subject below it stands still, and is this many octaves off
+
+
+def speed_error(subject_motion: np.ndarray, world: np.ndarray) -> np.ndarray:
+    """|log2(speed / the same scene's in real video)| of subject speeds in px/frame, NaN where either is."""
+    error: np.ndarray = np.abs(np.log2(np.maximum(subject_motion, SLOWEST) / np.maximum(world, SLOWEST)))
+    return error
 
 
 class Oracle:

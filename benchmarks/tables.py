@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims import CLAIMS, Claim, judge
-from benchmarks.scores import METRICS
+from benchmarks.scores import METRICS, speed_error
 from longvid.metrics.bootstrap import RESAMPLES, Interval, complete_pairs, judge_drift, mean_interval, paired_difference
 from longvid.metrics.report import to_plain
 
@@ -22,6 +22,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "identity_drift",
         "motion",
         "subject_motion",
+        "speed_error",
         "dynamic_degree",
         "frozen",
     ),
@@ -76,6 +77,18 @@ def summarise(
     }
 
 
+def with_speed_error(tables: Tables) -> dict[str, dict[str, np.ndarray]]:
+    """``tables`` with the metric that takes two videos, the entry's and the world's of the same scene and seed; NaN
+    throughout where no entry is called "world"."""
+    found = {entry: dict(table) for entry, table in tables.items()}
+    for table in found.values():
+        speed = table["subject_motion"]
+        table["speed_error"] = speed_error(
+            speed, found.get("world", {}).get("subject_motion", np.full_like(speed, np.nan))
+        )
+    return found
+
+
 def _mean(table: np.ndarray, resamples: int) -> Interval | None:
     whole = table[np.isfinite(table).all(axis=1)]
     return mean_interval(whole, resamples=resamples) if len(whole) >= 2 else None
@@ -90,14 +103,16 @@ def _difference(table: np.ndarray, base: np.ndarray, resamples: int) -> Interval
 
 
 def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], resamples: int) -> Any:
-    named = {f"{m} {side}": t[m] for m in ("scene_drift", "motion") for side, t in (("entry", table), ("base", base))}
+    # Flow counts a jump between two blocks as motion, so the oracle's eye on the subject goes before it.
+    motion = "subject_motion" if np.isfinite(table["subject_motion"]).any() else "motion"
+    named = {f"{m} {side}": t[m] for m in ("scene_drift", motion) for side, t in (("entry", table), ("base", base))}
     try:
         pair, _ = complete_pairs(named)
         return judge_drift(
             pair["scene_drift entry"],
             pair["scene_drift base"],
-            pair["motion entry"],
-            pair["motion base"],
+            pair[f"{motion} entry"],
+            pair[f"{motion} base"],
             resamples=resamples,
         )
     except ValueError:
@@ -124,13 +139,26 @@ def how(record: Mapping[str, Any]) -> str:
     figures, machine = record["figures"], record["machine"]
     dtype = next(iter(figures["entries"].values()))["dtype"] or "the model's own dtype"
     return (
-        f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, the same for every "
-        f"entry, {dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch "
+        f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, {shared(figures)}, "
+        f"{dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch "
         f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
         f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
-        "\\*: clearly different where neither way is better. Drift is told of scenes that stand still, "
-        "and is bold only where motion was kept."
+        "\\*: clearly different where neither way is better. Drift is told of scenes that stand still "
+        f"({counted(figures, 'scene_drift')}), and is bold only where the subject's motion is shown to be kept."
     )
+
+
+def shared(figures: Mapping[str, Any]) -> str:
+    """Whether every entry has all its videos."""
+    counts = {entry: fact["videos"] for entry, fact in figures["entries"].items()}
+    short = [f"{n} videos of `{entry}`" for entry, n in counts.items() if n < max(counts.values())]
+    return "the same for every entry" + (f" but for {', '.join(short)}" if short else "")
+
+
+def counted(figures: Mapping[str, Any], metric: str) -> str:
+    """How many prompts a metric rests on, over the entries."""
+    counts = sorted({row[metric]["prompts"] for row in figures["means"].values() if row[metric] is not None})
+    return f"{counts[0]} to {counts[-1]} prompts" if len(counts) > 1 else f"{counts[0] if counts else 0} prompts"
 
 
 def section_table(figures: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -148,7 +176,10 @@ def section_table(figures: Mapping[str, Any], names: Iterable[str]) -> str:
 
 def verdict_table(figures: Mapping[str, Any]) -> str:
     """Drift judged together with motion, against the baseline."""
-    lines = [f"| against `{figures['baseline']}` | verdict | drift difference | motion ratio |", "|---|---|---|---|"]
+    lines = [
+        f"| against `{figures['baseline']}` | verdict | drift difference | subject motion ratio |",
+        "|---|---|---|---|",
+    ]
     for entry, verdict in figures["drift_verdicts"].items():
         if verdict is not None:
             cells = verdict["verdict"], interval(verdict["drift"], 2), interval(verdict["motion"], 2)
@@ -161,27 +192,30 @@ def claim_table(figures: Mapping[str, Any]) -> str:
     lines = ["| claim | paper | verdict | difference |", "|---|---|---|---|"]
     for row in figures["claims"]:
         claim, found = row["claim"], row["difference"]
-        told = interval(found, METRICS[claim["metric"]].digits) if found else row["why"]
+        told = (
+            f"{interval(found, METRICS[claim['metric']].digits)} ({found['prompts']} prompts)" if found else row["why"]
+        )
         what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
         lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
     return "\n".join(lines)
 
 
 def cost_table(figures: Mapping[str, Any]) -> str:
-    """Time a frame and memory of the cache; empty where costs were not measured."""
+    """Time a frame and a block, memory of the cache, the share of pairs that attention reads; empty without costs."""
     costs, baseline = figures["costs"], figures["baseline"]
     if baseline not in costs:
         return ""
     lines = [
-        f"| | ms a frame, median (p95) | frames a second | time against `{baseline}` | cache (MB) |",
-        "|---|" + 4 * "---|",
+        f"| | ms a frame, median (p95) | seconds a block | frames a second | time against `{baseline}` | cache (MB) "
+        "| attention density |",
+        "|---|" + 6 * "---|",
     ]
     for entry, cost in costs.items():
         size = "-" if cost["cache_bytes"] is None else f"{cost['cache_bytes'] / 1e6:.1f}"
         ratio = cost["ms_a_frame"] / costs[baseline]["ms_a_frame"]
         lines.append(
-            f"| `{entry}` | {cost['ms_a_frame']:.1f} ({cost['p95_ms_a_frame']:.1f}) | {cost['frames_a_second']:.0f} "
-            f"| {ratio:.2f} | {size} |"
+            f"| `{entry}` | {cost['ms_a_frame']:.1f} ({cost['p95_ms_a_frame']:.1f}) | {cost['seconds_a_block']:.3f} "
+            f"| {cost['frames_a_second']:.0f} | {ratio:.2f} | {size} | {cost['density']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -213,6 +247,8 @@ def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
     if gain == 0:
         return f"{text}\\*"
     if gain > 0 and metric in ("scene_drift", "scene_worst", "identity_drift"):
-        verdict = figures["drift_verdicts"][entry]
-        return f"**{text}**" if verdict and verdict["verdict"] == "better" else f"{text} (bought with motion)"
+        kept = figures["drift_verdicts"][entry]
+        if kept and kept["motion"]["low"] >= kept["least_motion"]:
+            return f"**{text}**"
+        return f"{text} ({'bought with motion' if kept and kept['motion']['high'] < 1 else 'motion unclear'})"
     return f"**{text}**" if gain > 0 else f"_{text}_"

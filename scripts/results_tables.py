@@ -31,7 +31,7 @@ from benchmarks.tables import (
 
 PAGE = "docs/results.md"
 RESULTS = pages.ROOT / "benchmarks" / "results"
-GLANCE = ("scene_drift", "subject_motion", "shape_last", "one_subject_last", "consistency_10s")
+GLANCE = ("scene_drift", "subject_motion", "speed_error", "shape_last", "one_subject_last", "consistency_10s")
 LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
 SEARCH = "beyond_60s.json"
 
@@ -71,7 +71,8 @@ def claims() -> str:
         for row in (short, long):
             found = row["difference"]
             told.append(f"**{row['verdict']}** {interval(found, digits) if found else row['why']}")
-        what = f"`{claim['entry']}` - `{claim['than']}`, {title}"
+        prompts = sorted({row["difference"]["prompts"] for row in (short, long) if row["difference"]})
+        what = f"`{claim['entry']}` - `{claim['than']}`, {title}; {' and '.join(map(str, prompts))} prompts"
         lines.append(f"| {claim['text']} | {claim['paper']} | {what} | " + " | ".join(told) + " |")
     return "\n".join(lines)
 
@@ -100,6 +101,7 @@ BEYOND = (
     "identity_drift",
     "motion",
     "subject_motion",
+    "speed_error",
     "shape_last",
     "one_subject_last",
     "frozen",

@@ -135,7 +135,8 @@ class DriftVerdict:
     """Ratio of motion, method over baseline."""
     least_motion: float
     verdict: str
-    """``better``, ``worse``, ``no clear difference``, or ``bought with motion``."""
+    """``better``, ``worse``, ``no clear difference``, ``bought with motion``, or ``motion unclear``: less drift, and
+    neither shown to keep its motion nor to lose some."""
 
 
 def judge_drift(
@@ -152,7 +153,8 @@ def judge_drift(
     """Compare drift, all tables [P, S], and refuse a win that comes with less motion.
 
     ``better`` needs a drift difference whose interval lies below zero and a motion ratio whose interval's low end
-    reaches ``least_motion``: the method must be shown to keep its motion, not merely fail to be shown to lose it.
+    reaches ``least_motion``: the method must be shown to keep its motion, not merely fail to be shown to lose it. With
+    a ratio wholly under 1 the drift is ``bought with motion``, else it is left open (``motion unclear``).
     """
     change = paired_difference(drift, baseline_drift, level=level, resamples=resamples, seed=seed)
     kept = paired_ratio(motion, baseline_motion, level=level, resamples=resamples, seed=seed)
@@ -163,7 +165,7 @@ def judge_drift(
     elif kept.low >= least_motion:
         verdict = "better"
     else:
-        verdict = "bought with motion"
+        verdict = "bought with motion" if kept.high < 1 else "motion unclear"
     return DriftVerdict(drift=change, motion=kept, least_motion=least_motion, verdict=verdict)
 
 

@@ -22,7 +22,7 @@ from benchmarks.entries import (
 )
 from benchmarks.methods import Rows, chosen_prompts, scored_parts
 from benchmarks.scores import METRICS, Oracle, VideoScore
-from benchmarks.tables import markdown, summarise
+from benchmarks.tables import how, markdown, summarise, with_speed_error
 from longvid.training import world
 
 SCENE = world.Scene(colour="red", shape="ball", motion="circle", background="stars")
@@ -259,12 +259,65 @@ def page(found):
     ids=["moving", "standing-still"],
 )
 def test_less_drift_is_bold_only_where_motion_was_kept(motion, mark, verdict):
-    found = summarise(tables(np.random.default_rng(0), scene_drift=-2, motion=motion), "self-forcing", resamples=999)
+    shifts = {"scene_drift": -2, "subject_motion": motion, "motion": 1.0}  # flow is more for both: jumps count as flow
+    found = summarise(tables(np.random.default_rng(0), **shifts), "self-forcing", resamples=999)
     assert found["drift_verdicts"]["other"]["verdict"] == verdict
     row = next(line for line in page(found).splitlines() if line.startswith("| `other` |"))
     cell = row.split("|")[2]
     assert mark in cell
     assert ("**" in cell) == (motion == 0)
+
+
+def test_without_an_oracle_drift_is_judged_with_flow():
+    found = tables(np.random.default_rng(0), scene_drift=-2, motion=-3.0)
+    for table in found.values():
+        table["subject_motion"][:] = np.nan
+    verdicts = summarise(found, "self-forcing", resamples=999)["drift_verdicts"]
+    assert verdicts["other"]["verdict"] == "bought with motion"
+
+
+def test_speed_is_compared_with_the_worlds_in_octaves():
+    found = {name: {"subject_motion": np.array([[speed, 2.0]])} for name, speed in (("fast", 4.0), ("still", 0.0))}
+    found["world"] = {"subject_motion": np.array([[1.0, 2.0]])}
+    errors = {name: table["speed_error"].tolist() for name, table in with_speed_error(found).items()}
+    assert errors["fast"] == [[2.0, 0.0]]
+    assert errors["world"] == [[0.0, 0.0]]
+    assert errors["still"] == [[pytest.approx(np.log2(1 / scores.SLOWEST)), 0.0]]
+    without = with_speed_error({"fast": found["fast"]})
+    assert np.isnan(without["fast"]["speed_error"]).all()
+
+
+def test_the_page_says_which_entries_have_fewer_videos_and_on_how_many_prompts_drift_rests():
+    table = tables(np.random.default_rng(0))
+    for side in table.values():
+        side["scene_drift"][5:] = np.nan
+    found = summarise(table, "self-forcing", resamples=99)
+    entry = {"dtype": None, "videos": 24}
+    record = {
+        "commit": "abc",
+        "machine": {"gpu": None, "processor": "cpu", "threads": 1},
+        "versions": {"torch": "2"},
+        "seconds": 60,
+        "prompts": 12,
+        "seeds": 2,
+    }
+    whole = how(record | {"figures": found | {"entries": {"self-forcing": entry, "other": entry}}})
+    assert "the same for every entry, the model's" in whole
+    assert "scenes that stand still (5 prompts)" in whole
+    short = how(record | {"figures": found | {"entries": {"self-forcing": entry, "other": entry | {"videos": 16}}}})
+    assert "the same for every entry but for 16 videos of `other`" in short
+
+
+def test_density_is_told_of_what_attention_reads(tiny_model_folder):
+    renderer = Renderer(None, None)
+    dense, radial = (
+        costs.attention_density(
+            renderer.pipe(Entry.parse(f"self-forcing,attention.kind={kind}", str(tiny_model_folder))), "a ball", 3
+        )
+        for kind in ("dense", "radial")
+    )
+    assert dense == 1
+    assert 0 < radial < 1
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():

@@ -109,6 +109,12 @@ def test_less_drift_wins_only_with_its_motion_kept(drift_by, motion_by, verdict)
     assert judge_drift(*tables(drift_by, motion_by)).verdict == verdict
 
 
+def test_motion_that_is_shown_neither_kept_nor_lost_is_left_open():
+    drift, base, motion, base_motion = tables(-2, 1.0)
+    wild = motion * np.where(np.arange(len(motion)) % 2, 0.6, 1.4)[:, None]
+    assert judge_drift(drift, base, wild, base_motion).verdict == "motion unclear"
+
+
 def test_wrong_tables_are_told():
     good = np.ones((4, 2))
     with pytest.raises(ValueError, match=r"scores \[4, 2\], baseline \[4, 3\]"):
