@@ -119,8 +119,7 @@ def test_a_resumed_adapter_ends_where_an_uninterrupted_one_does(tiny_folder, tmp
     resumed = distiller(tiny_folder, tmp_path / "half")
     assert resumed.step == 3
     resumed.train(5)
-    for one, other in ((whole.weights, resumed.weights), *((trained_weights(t.parts.student),) * 2 for t in (whole,))):
-        assert torch.equal(numbers(one), numbers(other))
+    assert torch.equal(numbers(whole.weights), numbers(resumed.weights))
     mine, theirs = (numbers(trained_weights(t.parts.student)) for t in (whole, resumed))
     assert torch.equal(mine, theirs)
     assert torch.equal(numbers(whole.parts.critic.state_dict()), numbers(resumed.parts.critic.state_dict()))
