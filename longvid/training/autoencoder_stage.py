@@ -1,17 +1,25 @@
-"""Stages *world* and *autoencoder* of the embedded model's training (scripts/train_embedded.py runs them)."""
+"""Stages *world*, *autoencoder* and *decoder* of the embedded model's training (scripts/train_embedded.py runs them).
+
+The two that train run on any number of processes through accelerate, and go on exactly where they were stopped: every
+draw follows from the seed, the step and the process.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
+from longvid.config import whole
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.training import world
 from longvid.training.journal import JsonLog, load_checkpoint, save_checkpoint
@@ -49,7 +57,7 @@ def world_stage(folder: Path, *, clips: int, seed: int = 1) -> None:
     done.write_text(json.dumps({"clips": clips, "seed": seed, "seconds": time.time() - began}))
 
 
-def foreground_weight(place: Tensor, size: int, gain: float = 8.0) -> Tensor:
+def foreground_weight(place: Tensor, size: int, gain: float) -> Tensor:
     """[B, T, 3] (x, y, radius) -> weights [B, 1, T, H, W]: 1 + gain in the subject's disc, 1 elsewhere.
 
     Without it an L1 loss averages the four frames of a group over the moving subject, which fills few pixels.
@@ -80,106 +88,201 @@ def held_out_psnr(vae: AutoencoderTinyVideo, pixels: np.ndarray) -> float:
     values = []
     for i in range(0, HELD_OUT_CLIPS, 8):
         target = _batch(pixels, np.arange(len(pixels) - HELD_OUT_CLIPS + i, len(pixels) - HELD_OUT_CLIPS + i + 8))
+        target = target.to(vae.device)
         out = vae.forward_train(target)[0].clamp(-1, 1)
         values += (10 * torch.log10(4.0 / (out - target).square().flatten(1).mean(1))).tolist()
     return float(np.mean(values))
 
 
-def decoder_stage(
-    folder: Path, *, steps: int, batch: int = 8, peak_lr: float = 5e-4, seed: int = 4
-) -> AutoencoderTinyVideo:
-    """Train the decoder alone, the encoder frozen: latents already encoded, and what learned on them, stay valid.
+class Reconstruction(nn.Module):
+    """``forward_train`` as a module's forward: what DistributedDataParallel needs to see as one call."""
 
-    Goes on from ``folder/vae`` and saves there, when the held-out PSNR is better than before.
+    def __init__(self, vae: AutoencoderTinyVideo) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.forward_train(frames, noise)
+
+
+def _train(
+    vae: AutoencoderTinyVideo,
+    parameters: Iterable[nn.Parameter],
+    folder: Path,
+    name: str,
+    *,
+    steps: int,
+    batch: int,
+    peak_lr: float,
+    seed: int,
+    save_every: int,
+    latent_noise: float,
+    gain: float,
+    pull: float,
+    ema_decay: Callable[[int], float],
+    judge: Callable[[float], None],
+    accelerator: Accelerator,
+) -> None:
+    """The loop of both stages: reconstruct clips through noised latents; ``vae`` ends with the moving average.
+
+    name: of the checkpoint and the log. latent_noise: its largest deviation. gain: of :func:`foreground_weight`. pull:
+    of the latents towards unit scale. judge: told the held-out PSNR at every checkpoint, while ``vae`` is the average.
     """
-    torch.manual_seed(seed)
-    pixels = np.load(folder / "clips.npy", mmap_mode="r")
-    place = torch.from_numpy(np.load(folder / "place.npy"))
-    vae = AutoencoderTinyVideo.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
-    best = held_out_psnr(vae, pixels)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    whole("steps", steps, 1)
+    whole("save_every", save_every, 1)
+    pixels, place = np.load(folder / "clips.npy", mmap_mode="r"), torch.from_numpy(np.load(folder / "place.npy"))
+    device, usable = accelerator.device, len(pixels) - HELD_OUT_CLIPS
+    whole(
+        "clips",
+        len(pixels),
+        HELD_OUT_CLIPS + batch,
+        f"{HELD_OUT_CLIPS} are held out and a batch is {batch}; render more",
+    )
+    prepared: Any = accelerator.prepare_model(Reconstruction(vae))
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.99), weight_decay=1e-4)
     ema = {k: v.detach().clone() for k, v in vae.state_dict().items()}
-    checkpoint = folder / "decoder.pt"
-    begin = load_checkpoint(checkpoint, vae, optimizer, ema)
-    rng = np.random.default_rng([seed, begin])
-    log = JsonLog(folder / "decoder.jsonl")
-    usable, began, sums = len(pixels) - HELD_OUT_CLIPS, time.time(), []
+    settings = {
+        "batch": batch,
+        "peak_lr": peak_lr,
+        "seed": seed,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    begin, before, sums = 0, 0.0, list[float]()
+    if state := load_checkpoint(folder / f"{name}.pt", settings):
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema = {k: v.to(device) for k, v in state["ema"].items()}
+        begin, before = state["step"], state["seconds"]
+    log = JsonLog(folder / f"{name}.jsonl")
+    if accelerator.is_main_process:
+        log.cut(begin)
+    began = time.perf_counter() - before
     for step in range(begin, steps):
         lr = peak_lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
+        rng = np.random.default_rng([seed, step, accelerator.process_index])
+        torch.manual_seed(int(rng.integers(2**63)))  # of the noise on the latents, drawn inside the forward
         index = np.sort(rng.choice(usable, batch, replace=False))
-        target = _batch(pixels, index)
-        noise = 0.06 * torch.rand(batch, 1, 1, 1).repeat_interleave(1 + (CLIP - 1) // 4, 0)
-        with torch.autocast("cpu", torch.bfloat16):
-            out, _ = vae.forward_train(target, noise)
-        loss = reconstruction_loss(out.float(), target, foreground_weight(place[index], world.SIZE, gain=6.0))
+        target, weight = _batch(pixels, index).to(device), foreground_weight(place[index], world.SIZE, gain).to(device)
+        noise = latent_noise * torch.rand(batch, 1, 1, 1).repeat_interleave(1 + (CLIP - 1) // 4, 0).to(device)
+        out, z = prepared(target, noise)
+        loss = reconstruction_loss(out.float(), target, weight)
+        if pull:
+            # latents of about unit scale: without a pull they grow until the noise above means nothing
+            loss = loss + pull * nnf.relu(z.float().square().mean((0, 2, 3, 4)) - 1.0).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        mean: Any = accelerator.reduce(loss.detach(), "mean")
+        if not math.isfinite(float(mean)):
+            raise FloatingPointError(f"step {step}: loss {float(mean)}; lower the learning rate and begin anew")
         optimizer.step()
         for k, v in vae.state_dict().items():
-            ema[k].lerp_(v, 0.004)
-        sums.append(float(loss.detach()))
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            trained = {k: v.clone() for k, v in vae.state_dict().items()}
-            vae.load_state_dict(ema)
-            psnr = held_out_psnr(vae, pixels)
-            log.write(step=step + 1, loss=float(np.mean(sums)), psnr_db=psnr, lr=lr, seconds=time.time() - began)
-            if psnr > best:
-                best = psnr
-                vae.save_pretrained(folder / "vae")
-            vae.load_state_dict(trained)
-            save_checkpoint(checkpoint, step + 1, vae, optimizer, ema)
+            ema[k].lerp_(v, 1 - ema_decay(step))
+        sums.append(float(mean))
+        done, seconds = step + 1, time.perf_counter() - began
+        if done % save_every == 0 or done == steps:
+            if accelerator.is_main_process:
+                trained = {k: v.clone() for k, v in vae.state_dict().items()}
+                vae.load_state_dict(ema)
+                psnr = held_out_psnr(vae, pixels)
+                log.write(step=done, loss=float(np.mean(sums)), psnr_db=psnr, lr=lr, seconds=seconds)
+                judge(psnr)
+                vae.load_state_dict(trained)
+                weights = {"model": trained, "ema": ema, "optimizer": optimizer.state_dict()}
+                save_checkpoint(folder / f"{name}.pt", settings, {"step": done, "seconds": seconds} | weights)
+            accelerator.wait_for_everyone()
             sums = []
+    vae.load_state_dict(ema)
+
+
+def decoder_stage(
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 8,
+    peak_lr: float = 5e-4,
+    seed: int = 4,
+    save_every: int = 250,
+    accelerator: Accelerator | None = None,
+) -> AutoencoderTinyVideo:
+    """Train the decoder alone, the encoder frozen: latents already encoded, and what learned on them, stay valid.
+
+    Goes on from ``folder/vae`` and saves there, when the held-out PSNR is better than before; that is what is returned.
+    Resumes, and raises, as :func:`autoencoder_stage` does.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision="bf16")
+    vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
+    vae = vae.to(accelerator.device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    best = held_out_psnr(vae, np.load(folder / "clips.npy", mmap_mode="r"))
+
+    def keep_the_best(psnr: float) -> None:
+        nonlocal best
+        if psnr > best:
+            best = psnr
+            vae.save_pretrained(folder / "vae")
+
+    _train(
+        vae,
+        vae.decoder.parameters(),
+        folder,
+        "decoder",
+        steps=steps,
+        batch=batch,
+        peak_lr=peak_lr,
+        seed=seed,
+        save_every=save_every,
+        latent_noise=0.06,
+        gain=6.0,
+        pull=0.0,
+        ema_decay=lambda step: 0.996,
+        judge=keep_the_best,
+        accelerator=accelerator,
+    )
     return AutoencoderTinyVideo.from_pretrained(folder / "vae")
 
 
 def autoencoder_stage(
-    folder: Path, *, steps: int, batch: int = 8, peak_lr: float = 1e-3, seed: int = 2, config: dict | None = None
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 8,
+    peak_lr: float = 1e-3,
+    seed: int = 2,
+    save_every: int = 250,
+    config: dict[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> AutoencoderTinyVideo:
-    """Train the autoencoder to ``steps`` steps (resuming from its checkpoint) and save it to ``folder/vae``."""
+    """Train the autoencoder to ``steps`` steps, resuming from ``folder/autoencoder.pt``; the average is returned.
+
+    Weights and log are those of a run that was never stopped. batch: clips a process. config: of AutoencoderTinyVideo.
+    accelerator: its mixed precision is that of the training; bfloat16 when not given.
+
+    Raises InputError for fewer clips than are held out and a batch holds, or a checkpoint of other settings;
+    FloatingPointError when the loss is not finite.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision="bf16")
     torch.manual_seed(seed)
-    pixels = np.load(folder / "clips.npy", mmap_mode="r")
-    place = torch.from_numpy(np.load(folder / "place.npy"))
-    vae = AutoencoderTinyVideo(**(config or {})).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    ema = {k: v.detach().clone() for k, v in vae.state_dict().items()}
-    checkpoint = folder / "autoencoder.pt"
-    begin = load_checkpoint(checkpoint, vae, optimizer, ema)
-    rng = np.random.default_rng([seed, begin])
-    log = JsonLog(folder / "autoencoder.jsonl")
-    usable = len(pixels) - HELD_OUT_CLIPS
-    began, sums = time.time(), []
-    for step in range(begin, steps):
-        lr = peak_lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        index = np.sort(rng.choice(usable, batch, replace=False))
-        target = _batch(pixels, index)
-        weight = foreground_weight(place[index], world.SIZE)
-        noise = 0.12 * torch.rand(batch, 1, 1, 1).repeat_interleave(1 + (CLIP - 1) // 4, 0)
-        with torch.autocast("cpu", torch.bfloat16):
-            out, z = vae.forward_train(target, noise)
-        loss = reconstruction_loss(out.float(), target, weight)
-        # latents of about unit scale: without a pull they grow until the noise above means nothing
-        loss = loss + 0.02 * nnf.relu(z.float().square().mean((0, 2, 3, 4)) - 1.0).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.998, (step + 1) / (step + 20))
-        for k, v in vae.state_dict().items():
-            ema[k].lerp_(v, 1 - decay)
-        sums.append(float(loss.detach()))
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            trained = {k: v.clone() for k, v in vae.state_dict().items()}
-            vae.load_state_dict(ema)
-            psnr = held_out_psnr(vae, pixels)
-            vae.load_state_dict(trained)
-            log.write(step=step + 1, loss=float(np.mean(sums)), psnr_db=psnr, lr=lr, seconds=time.time() - began)
-            sums = []
-            save_checkpoint(checkpoint, step + 1, vae, optimizer, ema)
-    vae.load_state_dict(ema)
+    vae = AutoencoderTinyVideo(**(config or {})).to(accelerator.device, memory_format=torch.channels_last)
+    _train(
+        vae,
+        vae.parameters(),
+        folder,
+        "autoencoder",
+        steps=steps,
+        batch=batch,
+        peak_lr=peak_lr,
+        seed=seed,
+        save_every=save_every,
+        latent_noise=0.12,
+        gain=8.0,
+        pull=0.02,
+        ema_decay=lambda step: min(0.998, (step + 1) / (step + 20)),
+        judge=lambda psnr: None,
+        accelerator=accelerator,
+    )
     return vae.eval()

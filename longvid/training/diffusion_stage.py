@@ -1,7 +1,11 @@
 """Stage *diffusion*: flow matching on the world's latents, on the stock WanTransformer3DModel.
 
 x_sigma = (1 - sigma) x0 + sigma noise, the model predicts v = noise - x0 (rectified flow, arXiv 2209.03003), one noise
-level a block or a frame (diffusion forcing, arXiv 2407.01392), layouts of longvid/training/layouts.py.
+level a block or a frame. Who sees whom is a layout of longvid/training/layouts.py: the embedded model's mixture,
+teacher forcing, or diffusion forcing (arXiv 2407.01392).
+
+Runs on any number of processes through accelerate (DistributedDataParallel). Every draw follows from the seed, the step
+and the process, so a run that was stopped goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -9,22 +13,26 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
+from longvid.config import one_of, require, whole
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.models.captions import CaptionEncoder
 from longvid.training import world
 from longvid.training.backbone import sequence_forward
-from longvid.training.journal import JsonLog
-from longvid.training.layouts import draw_layout
+from longvid.training.journal import JsonLog, load_checkpoint, save_checkpoint
+from longvid.training.layouts import LAYOUTS, Layout, draw_layout, largest_batch
 
-TRANSFORMER = {
+CHECKPOINT, LOG = "diffusion.pt", "diffusion.jsonl"
+TRANSFORMER: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
     "attention_head_dim": 64,
@@ -41,12 +49,25 @@ SLOT_DROP = 0.06  # single slots, so that a caption may leave things open
 
 
 class Diffusion(nn.Module):
-    """The two trained modules together: the transformer and the caption encoder."""
+    """The two trained modules together: the transformer and the caption encoder.
 
-    def __init__(self, channels: int) -> None:
+    channels: of a latent. transformer: changes to ``TRANSFORMER``. compiled: run the forward through torch.compile.
+    """
+
+    def __init__(self, channels: int, transformer: Mapping[str, Any] | None = None, *, compiled: bool = False) -> None:
         super().__init__()
-        self.transformer = WanTransformer3DModel(in_channels=channels, out_channels=channels, **TRANSFORMER)
-        self.text_encoder = CaptionEncoder(text_dim=TRANSFORMER["text_dim"])
+        config = TRANSFORMER | dict(transformer or {})
+        self.transformer = WanTransformer3DModel(in_channels=channels, out_channels=channels, **config)
+        self.text_encoder = CaptionEncoder(text_dim=config["text_dim"])
+        self._sequence = torch.compile(sequence_forward, dynamic=False) if compiled else sequence_forward
+
+    def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Velocity [B, C, K, h, w] of a sequence.
+
+        noisy: [B, C, K, h, w]. sigma: [B, K] in [0, 1]. ids: caption rows [B, 5]. positions: [K]. mask: bool [K, K].
+        """
+        text = self.text_encoder(ids)
+        return self._sequence(self.transformer, noisy, 1000 * sigma, text, positions, mask)
 
 
 class Optimizers:
@@ -90,6 +111,9 @@ class LatentClips:
         self._vae = vae
         self.channels = self._latents.shape[1]
 
+    def __len__(self) -> int:
+        return len(self._latents)
+
     def draw(self, rng: np.random.Generator, batch: int, span: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised latents [B, C, span, h, w], caption rows [B, 5] with drops, loss weights [B, 1, span, h, w]."""
         index = rng.choice(len(self._latents), batch, replace=False)
@@ -117,26 +141,22 @@ def subject_weight(place: Tensor, side: int) -> Tensor:
     return (weight / weight.mean((-1, -2), keepdim=True))[:, None].float()
 
 
-def flow_loss(
-    model: Diffusion, clips: LatentClips, rng: np.random.Generator, forward=sequence_forward
-) -> tuple[Tensor, str]:
-    """Weighted velocity error of one drawn batch, and the name of its layout for the log."""
-    layout = draw_layout(rng)
-    batch = layout.sigma.shape[0]
-    clean, ids, weight = clips.draw(rng, batch, layout.span)
-    source = torch.from_numpy(layout.source)
-    x0 = clean[:, :, source]
-    sigma = torch.from_numpy(layout.sigma.astype(np.float32))
-    noise = torch.randn_like(x0)
+def flow_loss(model: nn.Module, clips: LatentClips, layout: Layout, rng: np.random.Generator) -> Tensor:
+    """Weighted velocity error of one batch in a layout, its clips and noise drawn from ``rng``.
+
+    model: a :class:`Diffusion`, or accelerate's wrapper around one.
+    """
+    device = next(model.parameters()).device
+    source, trained = torch.from_numpy(layout.source), torch.from_numpy(layout.loss).to(device)
+    clean, ids, weight = clips.draw(rng, len(layout.sigma), layout.span)
+    x0 = clean[:, :, source].to(device)
+    noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32)).to(device)
+    sigma = torch.from_numpy(layout.sigma.astype(np.float32)).to(device)
     s = sigma[:, None, :, None, None]
-    noisy = (1 - s) * x0 + s * noise
-    with torch.autocast("cpu", torch.bfloat16):
-        text = model.text_encoder(ids)
-        v = forward(model.transformer, noisy, 1000 * sigma, text, source.float(), torch.from_numpy(layout.mask))
-    trained = torch.from_numpy(layout.loss)
-    error = (v.float() - (noise - x0)).square() * weight[:, :, source]
-    kind = "rolling" if layout.mask[layout.loss][:, layout.loss].all() else f"forcing{layout.span}"
-    return error[:, :, trained].mean(), kind
+    mask = torch.from_numpy(layout.mask).to(device)
+    v = model((1 - s) * x0 + s * noise, sigma, ids.to(device), source.float().to(device), mask)
+    error = (v.float() - (noise - x0)).square() * weight[:, :, source].to(device)
+    return error[:, :, trained].mean()
 
 
 def learning_rate_factor(step: int, steps: int, *, warm_up: int = 200, decay_share: float = 0.35) -> float:
@@ -153,34 +173,76 @@ def diffusion_stage(
     folder: Path,
     *,
     steps: int,
+    layout: str = "mixed",
     muon_lr: float = 1.5e-3,
     adam_lr: float = 1.5e-3,
     seed: int = 3,
+    frames: int = 210,
+    log_every: int = 50,
     save_every: int = 250,
+    transformer: Mapping[str, Any] | None = None,
     compiled: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Diffusion:
-    """Train to ``steps`` steps, resuming from ``folder/diffusion.pt``; the moving average is what is returned."""
+    """Train to ``steps`` steps, resuming from ``folder/diffusion.pt``; the moving average is what is returned.
+
+    Weights and log are those of a run that was never stopped; a larger ``steps`` prolongs a training.
+
+    Args:
+        folder: holds ``vae`` and what the stages *videos* and *encode* wrote.
+        layout: one of ``LAYOUTS``.
+        frames: latent frames of a batch, clean copies included, on each process.
+        transformer: changes to ``TRANSFORMER``.
+        accelerator: its mixed precision is that of the training; bfloat16 when not given.
+
+    Raises:
+        InputError: settings that cannot be, fewer clips than a batch holds, or a checkpoint of other settings.
+        FloatingPointError: the loss is not finite.
+    """
+    for name, value in (("steps", steps), ("frames", frames), ("log_every", log_every), ("save_every", save_every)):
+        whole(name, value, 1)
+    one_of("layout", layout, LAYOUTS)
+    accelerator = accelerator or Accelerator(mixed_precision="bf16")
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
     torch.manual_seed(seed)
-    model = Diffusion(vae.config.z_dim)
+    model = Diffusion(vae.config.z_dim, transformer, compiled=compiled)
     clips = LatentClips(folder, vae, model.text_encoder)
+    batch = largest_batch(layout, frames)
+    require(batch <= len(clips), "clips", len(clips), f"a batch holds {batch}; encode more, or lower frames={frames}")
+    model.to(accelerator.device)
+    prepared = accelerator.prepare_model(model)
     optimizers = Optimizers(model, muon_lr=muon_lr, adam_lr=adam_lr)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    checkpoint, begin = folder / "diffusion.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    settings = {
+        "layout": layout,
+        "muon_lr": muon_lr,
+        "adam_lr": adam_lr,
+        "seed": seed,
+        "frames": frames,
+        "transformer": dict(transformer or {}),
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    begin, before, sums = 0, 0.0, dict[str, list[float]]()
+    if state := load_checkpoint(folder / CHECKPOINT, settings):
         model.load_state_dict(state["model"])
         optimizers.load_state_dict(state["optimizers"])
-        ema, begin = state["ema"], state["step"]
-    rng = np.random.default_rng([seed, begin])
-    torch.manual_seed(seed + begin)
-    log = JsonLog(folder / "diffusion.jsonl")
-    forward = torch.compile(sequence_forward, dynamic=False) if compiled else sequence_forward
-    began, sums = time.time(), defaultdict(list)
+        ema = {k: v.to(accelerator.device) for k, v in state["ema"].items()}
+        begin, before, sums = state["step"], state["seconds"], state["sums"]
+    log = JsonLog(folder / LOG)
+    if accelerator.is_main_process:
+        log.cut(begin)
+    began = time.perf_counter() - before
     for step in range(begin, steps):
-        loss, kind = flow_loss(model, clips, rng, forward)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        # Shapes are the same on every process; clips and noise are its own.
+        shared, own = (np.random.default_rng([seed, step, i]) for i in (0, 1 + accelerator.process_index))
+        drawn = draw_layout(layout, shared, own, frames=frames)
+        loss = flow_loss(prepared, clips, drawn, own)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        mean: Any = accelerator.reduce(loss.detach(), "mean")
+        if not math.isfinite(float(mean)):
+            raise FloatingPointError(f"step {step}: loss {float(mean)}; lower the learning rates and begin anew")
         factor = learning_rate_factor(step, steps)
         optimizers.step(factor)
         if step % EMA_EVERY == 0:
@@ -188,21 +250,18 @@ def diffusion_stage(
             with torch.no_grad():
                 for k, v in model.state_dict().items():
                     ema[k].lerp_(v, 1 - decay)
-        sums[kind].append(float(loss.detach()))
-        if (step + 1) % 50 == 0:
-            log.write(
-                step=step + 1,
-                seconds=time.time() - began,
-                lr=factor,
-                **{k: float(np.mean(v)) for k, v in sorted(sums.items())},
-            )
-            sums.clear()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            partial = checkpoint.with_suffix(".part")
-            torch.save(
-                {"step": step + 1, "model": model.state_dict(), "ema": ema, "optimizers": optimizers.state_dict()},
-                partial,
-            )
-            partial.rename(checkpoint)
+        sums.setdefault(drawn.name, []).append(float(mean))
+        done, seconds = step + 1, time.perf_counter() - began
+        if (done % log_every == 0 or done == steps) and accelerator.is_main_process:
+            log.write(step=done, seconds=seconds, lr=factor, **{k: float(np.mean(v)) for k, v in sorted(sums.items())})
+        if done % log_every == 0 or done == steps:
+            sums = {}
+        if done % save_every == 0 or done == steps:
+            if accelerator.is_main_process:
+                weights = {"model": model.state_dict(), "ema": ema, "optimizers": optimizers.state_dict()}
+                where = {"step": done, "seconds": seconds, "sums": sums}
+                save_checkpoint(folder / CHECKPOINT, settings, where | weights)
+            accelerator.wait_for_everyone()
+    model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     model.load_state_dict(ema)
     return model.eval()

@@ -43,8 +43,9 @@ def export_stage(folder: Path, out: Path) -> Path:
         if not (folder / name).exists():
             raise FileNotFoundError(f"folder={folder}: {name} is missing; run the stage that makes it first")
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
-    state = torch.load(folder / "diffusion.pt", weights_only=True)
-    model = Diffusion(vae.config.z_dim)
+    state = torch.load(folder / "diffusion.pt", weights_only=True, map_location="cpu")
+    settings = state.get("settings", {})  # checkpoints from before there were settings hold the standard network
+    model = Diffusion(vae.config.z_dim, settings.get("transformer"))
     model.load_state_dict(state["ema"])
     pipe = longvid.LongVideoPipeline(
         transformer=model.transformer.half(),

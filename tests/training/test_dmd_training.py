@@ -18,13 +18,14 @@ import torch
 import longvid
 from longvid.errors import InputError, OutputError
 from longvid.training import world
-from longvid.training.distill.config import StudentConfig, changed, plain, student_config
+from longvid.training.distill.config import StudentConfig, plain, student_config
 from longvid.training.distill.curves import plot_training
 from longvid.training.distill.draws import SeededDraws
 from longvid.training.distill.prompts import FilePrompts, WorldPrompts, find_prompts
 from longvid.training.distill.reward import RewardScale, find_reward, motion_reward, reward_weight
 from longvid.training.distill.student import LOG, export_student, load_parts
 from longvid.training.distill.trainer import CHECKPOINT, Distiller
+from longvid.training.journal import changed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 

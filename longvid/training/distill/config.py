@@ -17,6 +17,7 @@ from longvid.presets import merge, resolve_method
 from longvid.training.distill.dmd import Judging
 from longvid.training.distill.rollouts import RolloutPlan
 from longvid.training.distill.scores import JUDGEMENTS
+from longvid.training.journal import changed
 
 KINDS = ("self-forcing", "rolling-forcing", "reward-forcing")
 PRECISIONS = ("float32", "bfloat16")
@@ -184,18 +185,6 @@ def student_config(
         values |= {"reward": "motion"}
     config: StudentConfig = from_mapping(StudentConfig, merge(values, overrides or {}))
     return config
-
-
-def changed(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
-    """Fields that differ between two plain configs, as "name: old -> new"."""
-    found: list[str] = []
-    for key in [*one, *(k for k in other if k not in one)]:
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += changed(a, b, f"{where}{key}.")
-        elif a != b:
-            found.append(f"{where}{key}: {a!r} -> {b!r}")
-    return found
 
 
 def require_same(saved: Mapping[str, Any], config: StudentConfig) -> None:

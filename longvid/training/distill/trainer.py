@@ -9,7 +9,6 @@ seed, the step and the process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -90,6 +89,8 @@ class Distiller:
         self._negative = parts.embed([config.negative_prompt]).to(device)
         self._load()
         self._log = JsonLog(folder / LOG)
+        if self.accelerator.is_main_process:
+            self._log.cut(self.step)
 
     # ---------------------------------------------------------------- the loop
 
@@ -231,7 +232,7 @@ class Distiller:
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
         if not path.exists():
-            return self._cut_log()
+            return
         state = torch.load(path, weights_only=True, map_location="cpu")
         require_same(state["config"], self.config)
         if state["processes"] != self.accelerator.num_processes:
@@ -246,11 +247,3 @@ class Distiller:
             self._ema = {name: w.to(self.accelerator.device) for name, w in state["ema"].items()}
         self.scale.load_state_dict(state["reward"])
         self.step = int(state["step"])
-        self._cut_log()
-
-    def _cut_log(self) -> None:
-        """Drop the rows of steps that will be done again."""
-        path = self.folder / LOG
-        if self.accelerator.is_main_process and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step), encoding="utf-8")

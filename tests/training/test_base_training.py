@@ -1,0 +1,271 @@
+"""The bases' training on tiny sizes: a few steps of every stage, exact resume, refusals, the script."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from longvid.errors import InputError
+from longvid.models.autoencoder import AutoencoderTinyVideo
+from longvid.training import autoencoder_stage as autoencoders
+from longvid.training import diffusion_stage as stage
+from longvid.training import world
+from longvid.training.autoencoder_stage import autoencoder_stage, decoder_stage, world_stage
+from longvid.training.encode_stage import FRAMES, LATENT_FRAMES, encode_stage, videos_stage
+from longvid.training.journal import JsonLog
+from longvid.training.layouts import LAYOUTS, draw_layout
+
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "text_dim": 8,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+}
+TINY_VAE = {"z_dim": 4, "widths": (12, 8, 8), "depths": (1, 1, 1)}
+
+
+def rows(path: Path) -> list[dict]:
+    """A log, without the times."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def checkpoint(path: Path) -> dict:
+    state = torch.load(path, weights_only=True)
+    return {k: v for k, v in state.items() if k != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the stage encode leaves it: six clips of noise on a coarse grid."""
+    folder, rng = tmp_path_factory.mktemp("encoded"), np.random.default_rng(0)
+    torch.manual_seed(0)
+    AutoencoderTinyVideo(**TINY_VAE).save_pretrained(folder / "vae")
+    np.save(folder / "latents.npy", rng.normal(size=(6, 4, LATENT_FRAMES, 2, 2)).astype(np.float16))
+    np.save(folder / "videos_place.npy", rng.uniform(0.2, 0.8, (6, LATENT_FRAMES, 3)).astype(np.float32))
+    scenes = [world.random_scene(rng) for _ in range(6)]
+    scenes = [[getattr(scene, name) for name in world.CHOICES] for scene in scenes]
+    (folder / "videos.json").write_text(json.dumps({"scenes": scenes, "seeds": list(range(6)), "clips": 6}))
+    return folder
+
+
+@pytest.fixture
+def folder(encoded: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(encoded, tmp_path / "work")
+
+
+def train(folder: Path, steps: int, layout: str = "mixed", **changes) -> stage.Diffusion:
+    settings = {"frames": 45, "log_every": 2, "save_every": 3, "transformer": TINY, "compiled": False} | changes
+    return stage.diffusion_stage(folder, steps=steps, layout=layout, **settings)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_few_steps_of_every_layout_are_finite_and_move_the_model(layout: str, folder: Path) -> None:
+    torch.manual_seed(3)
+    before = stage.Diffusion(4, TINY).state_dict()
+    model = train(folder, 4, layout, log_every=1)
+    state = checkpoint(folder / stage.CHECKPOINT)
+    assert all(torch.isfinite(x).all() for x in state["model"].values())
+    moved = {n for n, x in state["model"].items() if not torch.equal(x, before[n])}
+    assert {
+        "transformer.proj_out.weight",
+        "transformer.blocks.1.attn1.to_q.weight",
+        "text_encoder.embedding.weight",
+    } <= moved
+    assert same(dict(model.state_dict()), dict(state["ema"]))
+    log = rows(folder / stage.LOG)
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    names = {name for row in log for name in row} - {"step", "lr"}
+    assert all(math.isfinite(value) for row in log for value in row.values())
+    own = {"teacher-forcing": "forcing", "diffusion-forcing": "diffusion"}.get(layout, ("forcing", "rolling"))
+    assert all(name.startswith(own) for name in names)
+
+
+def test_a_step_is_autocast_to_bfloat16_by_the_accelerator(folder: Path) -> None:
+    """What accelerate computes on one process of a CPU is what torch.autocast does there."""
+    torch.manual_seed(0)
+    model = stage.Diffusion(4, TINY)
+    vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
+    clips = stage.LatentClips(folder, vae, model.text_encoder)
+
+    def loss(network) -> torch.Tensor:
+        drawn = draw_layout("teacher-forcing", *map(np.random.default_rng, (0, 1)), frames=45)
+        return stage.flow_loss(network, clips, drawn, np.random.default_rng(2)).detach()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = loss(model)
+    full = loss(model)
+    got = loss(Accelerator(mixed_precision="bf16").prepare_model(model))
+    assert float(got) == float(expected) != float(full)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stopped_run_goes_on_to_the_weights_and_the_log_of_one_that_was_not(
+    layout: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = shutil.copytree(folder, tmp_path / "half")
+    train(folder, 6, layout)
+    calls, loss = [], stage.flow_loss
+
+    def interrupted(*arguments) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(stage, "flow_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(half, 6, layout)
+    assert checkpoint(half / stage.CHECKPOINT)["step"] == 3
+    # A row of a step that must be done again, whose mean began before the checkpoint, and half a row.
+    assert [row["step"] for row in rows(half / stage.LOG)] == [2, 4]
+    with (half / stage.LOG).open("a") as file:
+        file.write('{"step": 1, "lo')
+    monkeypatch.setattr(stage, "flow_loss", loss)
+    torch.manual_seed(99)  # nothing may depend on it
+    train(half, 6, layout)
+    assert same(checkpoint(folder / stage.CHECKPOINT), checkpoint(half / stage.CHECKPOINT))
+    assert rows(folder / stage.LOG) == rows(half / stage.LOG)
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(folder: Path) -> None:
+    train(folder, 1)
+    with pytest.raises(InputError, match=r"layout: 'mixed' -> 'teacher-forcing'; seed: 3 -> 4"):
+        train(folder, 2, "teacher-forcing", seed=4)
+    state = torch.load(folder / stage.CHECKPOINT, weights_only=True)
+    del state["settings"]
+    torch.save(state, folder / stage.CHECKPOINT)
+    with pytest.raises(InputError, match=r"earlier version.* exported but not resumed"):
+        train(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "mixd"}, "did you mean 'mixed'"),
+        ({"frames": 0}, "frames=0"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"frames": 210}, "clips=6: a batch holds 14; encode more"),
+    ],
+    ids=lambda c: ",".join(c) if isinstance(c, dict) else "",
+)
+def test_settings_that_cannot_be(changes: dict, message: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        train(folder, 1, **changes)
+    assert not (folder / stage.CHECKPOINT).exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(folder: Path) -> None:
+    latents = np.load(folder / "latents.npy")
+    np.save(folder / "latents.npy", np.full_like(latents, np.nan))
+    with pytest.raises(FloatingPointError, match="step 0: loss nan"):
+        train(folder, 1)
+    assert not (folder / stage.CHECKPOINT).exists()
+
+
+def test_a_log_is_cut_to_a_step(tmp_path: Path) -> None:
+    log = JsonLog(tmp_path / "log.jsonl")
+    log.cut(3)
+    for step in (2, 4, 6):
+        log.write(step=step)
+    log.cut(4)
+    assert rows(tmp_path / "log.jsonl") == [{"step": 2}, {"step": 4}]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips for the autoencoder, three more than the tests hold out, and a video."""
+    folder = tmp_path_factory.mktemp("rendered")
+    world_stage(folder, clips=11)
+    videos_stage(folder, clips=1)
+    return folder
+
+
+@pytest.fixture
+def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoders, "HELD_OUT_CLIPS", 8)
+
+
+def autoencoder(folder: Path, steps: int, **changes) -> AutoencoderTinyVideo:
+    return autoencoder_stage(folder, steps=steps, **({"batch": 2, "save_every": 2, "config": TINY_VAE} | changes))
+
+
+@pytest.mark.usefixtures("few_held_out")
+def test_a_stopped_autoencoder_goes_on_exactly(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, half = (shutil.copytree(rendered, tmp_path / name) for name in ("whole", "half"))
+    expected = autoencoder(whole, 4)
+    save, saved = autoencoders.save_checkpoint, []
+
+    def second_fails(*arguments) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(arguments)
+        save(*arguments)
+
+    monkeypatch.setattr(autoencoders, "save_checkpoint", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        autoencoder(half, 4)
+    assert [row["step"] for row in rows(half / "autoencoder.jsonl")] == [2, 4]  # no checkpoint stands for the second
+    monkeypatch.setattr(autoencoders, "save_checkpoint", save)
+    got = autoencoder(half, 4)
+    assert same(dict(expected.state_dict()), dict(got.state_dict()))
+    assert same(checkpoint(whole / "autoencoder.pt"), checkpoint(half / "autoencoder.pt"))
+    assert rows(whole / "autoencoder.jsonl") == rows(half / "autoencoder.jsonl")
+    assert all(math.isfinite(value) for row in rows(half / "autoencoder.jsonl") for value in row.values())
+    with pytest.raises(InputError, match="batch: 2 -> 3"):
+        autoencoder(half, 6, batch=3)
+
+
+@pytest.mark.usefixtures("few_held_out")
+def test_latents_are_the_autoencoders_and_the_decoder_learns_alone(rendered: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(rendered, tmp_path / "work")
+    vae = autoencoder(folder, 2)
+    vae.save_pretrained(folder / "vae")
+    encode_stage(folder, vae)
+    latents = np.load(folder / "latents.npy")
+    assert latents.shape == (1, 4, LATENT_FRAMES, world.SIZE // 16, world.SIZE // 16)
+    pixels = torch.from_numpy(np.load(folder / "videos.npy")).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    assert pixels.shape[2] == FRAMES
+    with torch.no_grad():
+        expected = vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(torch.from_numpy(latents).float(), expected, atol=0.02, rtol=0.02)  # of bfloat16
+    stored = AutoencoderTinyVideo.from_pretrained(folder / "vae")
+    normal = stored.normalize(torch.from_numpy(latents).float())
+    torch.testing.assert_close(normal.mean((0, 2, 3, 4)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(normal.std((0, 2, 3, 4)), torch.ones(4), atol=1e-2, rtol=0)
+
+    decoder_stage(folder, steps=3, batch=2, peak_lr=1e-2, save_every=2)
+    assert [row["step"] for row in rows(folder / "decoder.jsonl")] == [2, 3]
+    trained, before = checkpoint(folder / "decoder.pt")["model"], stored.state_dict()
+    moved = {name.split(".")[0] for name, x in trained.items() if not torch.equal(x, before[name])}
+    assert moved == {"decoder"}
+    best = max(row["psnr_db"] for row in rows(folder / "decoder.jsonl"))
+    clips = np.load(folder / "clips.npy", mmap_mode="r")
+    kept = autoencoders.held_out_psnr(AutoencoderTinyVideo.from_pretrained(folder / "vae"), clips)
+    assert kept == pytest.approx(max(best, autoencoders.held_out_psnr(stored, clips)), abs=1e-3)
+
+
+@pytest.mark.usefixtures("few_held_out")
+def test_too_few_clips_are_refused(rendered: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(rendered, tmp_path / "work")
+    with pytest.raises(InputError, match=r"clips=11: 8 are held out and a batch is 8; render more"):
+        autoencoder(folder, 1, batch=8)
