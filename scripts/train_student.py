@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             else:
                 export_student(parts, distiller.weights, config, args.out, **how)
         if args.plot:
-            from longvid.training.distill.curves import plot_training
+            from longvid.training.curves import plot_training
 
             plot_training(folder / LOG, args.plot)
     accelerator.end_training()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,14 @@ from longvid.training import autoencoder_stage as autoencoders
 from longvid.training import diffusion_stage as stage
 from longvid.training import world
 from longvid.training.autoencoder_stage import autoencoder_stage, decoder_stage, world_stage
+from longvid.training.curves import plot_training
 from longvid.training.encode_stage import FRAMES, LATENT_FRAMES, encode_stage, videos_stage
 from longvid.training.journal import JsonLog
 from longvid.training.layouts import LAYOUTS, draw_layout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import train_embedded
 
 TINY = {
     "num_attention_heads": 2,
@@ -269,3 +277,88 @@ def test_too_few_clips_are_refused(rendered: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(rendered, tmp_path / "work")
     with pytest.raises(InputError, match=r"clips=11: 8 are held out and a batch is 8; render more"):
         autoencoder(folder, 1, batch=8)
+
+
+PROCESS = """
+import torch
+from accelerate import Accelerator
+from pathlib import Path
+from longvid.training.diffusion_stage import diffusion_stage
+
+torch.set_num_threads(1)
+accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+options = {options!r}
+model = diffusion_stage(Path({folder!r}), steps=2, layout="diffusion-forcing", accelerator=accelerator, **options)
+torch.save(model.state_dict(), Path({folder!r}) / f"of_process_{{accelerator.process_index}}.pt")
+accelerator.end_training()
+"""
+
+
+def test_two_processes_average_their_batches_and_stay_one_model(folder: Path) -> None:
+    options = {"frames": 45, "log_every": 1, "transformer": TINY, "compiled": False}
+    script = folder / "process.py"
+    script.write_text(PROCESS.format(folder=str(folder), options=options))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    root = str(Path(__file__).resolve().parents[2])
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(folder / f"of_process_{i}.pt", weights_only=True) for i in range(2))
+    assert same(dict(one), dict(other))
+    log = rows(folder / stage.LOG)
+    assert [row["step"] for row in log] == [1, 2]  # a row a step: one process writes
+
+    torch.manual_seed(3)
+    model = stage.Diffusion(4, TINY)
+    clips = stage.LatentClips(folder, AutoencoderTinyVideo.from_pretrained(folder / "vae"), model.text_encoder)
+    losses = []
+    for process in (1, 2):
+        shared, own = (np.random.default_rng([3, 0, i]) for i in (0, process))
+        drawn = draw_layout("diffusion-forcing", shared, own, frames=45)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            losses.append(float(stage.flow_loss(model, clips, drawn, own)))
+    assert losses[0] != losses[1]
+    assert log[0][drawn.name] == pytest.approx(np.mean(losses), abs=1e-4)
+    with pytest.raises(InputError, match="processes: 2 -> 1"):
+        train(folder, 3, "diffusion-forcing", **options)
+
+
+def test_the_script_trains_draws_and_says_what_is_wrong(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(stage, "TRANSFORMER", stage.TRANSFORMER | TINY)
+    monkeypatch.setattr(stage, "draw_layout", lambda *a, frames: draw_layout(*a, frames=45))
+    monkeypatch.setattr(stage, "largest_batch", lambda *a: 1)
+    common = ["--stage", "diffusion", "--folder", str(folder), "--no-compile", "--steps", "2"]
+    assert train_embedded.main([*common, "--layout", "teacher-forcing", "--plot"]) == 0
+    assert {name.rstrip("0123456789") for name in rows(folder / stage.LOG)[0]} == {"step", "lr", "forcing"}
+    assert (folder / "diffusion.png").read_bytes().startswith(b"\x89PNG")
+    assert train_embedded.main([*common, "--layout", "diffusion-forcing"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train_embedded: checkpoint=")
+    assert "layout: 'teacher-forcing' -> 'diffusion-forcing'" in error
+
+
+def test_the_scripts_layouts_are_those_that_there_are() -> None:
+    for layout in LAYOUTS:
+        assert train_embedded.parse(["--layout", layout]).layout == layout
+    assert train_embedded.parse([]).layout == "mixed"
+
+
+def test_stages_that_only_prepare_are_refused_on_many_processes(tmp_path: Path) -> None:
+    class Two:
+        num_processes = 2
+
+    args = train_embedded.parse(["--folder", str(tmp_path)])
+    with pytest.raises(InputError, match=r"stage='world': runs on one process, and there are 2; run it without"):
+        train_embedded.run_stage("world", args, Two())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_autoencoders_curves_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    log = JsonLog(tmp_path / "log.jsonl")
+    for step in (1, 2):
+        log.write(step=step, loss=1 / step, psnr_db=20.0, lr=1e-3)
+    assert plot_training(tmp_path / "log.jsonl", tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

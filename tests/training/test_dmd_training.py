@@ -18,8 +18,8 @@ import torch
 import longvid
 from longvid.errors import InputError, OutputError
 from longvid.training import world
+from longvid.training.curves import plot_training
 from longvid.training.distill.config import StudentConfig, plain, student_config
-from longvid.training.distill.curves import plot_training
 from longvid.training.distill.draws import SeededDraws
 from longvid.training.distill.prompts import FilePrompts, WorldPrompts, find_prompts
 from longvid.training.distill.reward import RewardScale, find_reward, motion_reward, reward_weight
