@@ -6,11 +6,11 @@ Every layout is a sequence of frames: clean context first, noisy targets after i
     diffusion forcing   [n0 n1 n2]              noisy block i sees noisy blocks before it, and itself
     rolling window      [c0 c1 | n2 n3 n4]      noisy blocks see all of the context and each other, noise rising
 
-Teacher forcing trains chunk-wise rollout on clean history, all blocks of a clip in one pass (Self Forcing, arXiv
-2506.08009, figure 2a). Diffusion forcing draws each block's noise level by itself, so that history may be at any level
-(arXiv 2407.01392; block by block with causal attention: CausVid, arXiv 2412.07772). The rolling window trains Rolling
-Forcing's and FIFO's joint denoising. The mixture that made the embedded model is rolling windows and teacher forcing
-whose context is noised a little in a third of the samples, which makes it robust to its own errors.
+Teacher forcing trains chunk-wise rollout on clean history, all blocks of a clip in one pass. Diffusion forcing draws
+each block's noise level by itself, so that history may be at any level (arXiv 2407.01392; block by block with causal
+attention: CausVid, arXiv 2412.07772; the two compared: Self Forcing, arXiv 2506.08009). The rolling window trains
+Rolling Forcing's and FIFO's joint denoising. The mixture that made the embedded model is rolling windows and teacher
+forcing whose context is noised a little in a third of the samples, which makes it robust to its own errors.
 
 Shapes: B batch, K frames of the sequence, blocks of ``block`` latent frames. sigma in [0, 1], 1 is noise.
 """

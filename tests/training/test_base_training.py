@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import longvid
 from longvid.errors import InputError
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.training import autoencoder_stage as autoencoders
@@ -23,6 +24,7 @@ from longvid.training import world
 from longvid.training.autoencoder_stage import autoencoder_stage, decoder_stage, world_stage
 from longvid.training.curves import plot_training
 from longvid.training.encode_stage import FRAMES, LATENT_FRAMES, encode_stage, videos_stage
+from longvid.training.export import export_stage
 from longvid.training.journal import JsonLog
 from longvid.training.layouts import LAYOUTS, draw_layout
 
@@ -182,6 +184,27 @@ def test_settings_that_cannot_be(changes: dict, message: str, folder: Path) -> N
     assert not (folder / stage.CHECKPOINT).exists()
 
 
+def test_what_was_trained_is_exported_and_renders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(folder, 2, "diffusion-forcing")
+    ema = checkpoint(folder / stage.CHECKPOINT)["ema"]
+    export_stage(folder, folder / "out")
+    pipe = longvid.load(folder / "out", "self-forcing", device="cpu")
+    for name, weight in pipe.transformer.state_dict().items():
+        assert torch.equal(weight.half(), ema[f"transformer.{name}"].half()), name
+    assert rows(folder / "out" / "training" / stage.LOG) == rows(folder / stage.LOG)
+    video = pipe("a red ball bounces", num_frames=9, seed=0, height=32, width=32, output_type="latent")
+    assert torch.isfinite(video.frames).all()
+
+    # A checkpoint from before there were settings holds the standard network.
+    state = torch.load(folder / stage.CHECKPOINT, weights_only=True)
+    del state["settings"]
+    torch.save(state, folder / stage.CHECKPOINT)
+    monkeypatch.setattr(stage, "TRANSFORMER", stage.TRANSFORMER | TINY)
+    export_stage(folder, folder / "old")
+    old = longvid.load(folder / "old", "self-forcing", device="cpu").transformer
+    assert same(dict(old.state_dict()), dict(pipe.transformer.state_dict()))
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(folder: Path) -> None:
     latents = np.load(folder / "latents.npy")
     np.save(folder / "latents.npy", np.full_like(latents, np.nan))
@@ -280,31 +303,48 @@ def test_too_few_clips_are_refused(rendered: Path, tmp_path: Path) -> None:
 
 
 PROCESS = """
+import sys
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
-from pathlib import Path
+
+from longvid.training import autoencoder_stage as autoencoders
 from longvid.training.diffusion_stage import diffusion_stage
 
 torch.set_num_threads(1)
+autoencoders.HELD_OUT_CLIPS = 8
+folder, rendered = map(Path, sys.argv[1:])
 accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-options = {options!r}
-model = diffusion_stage(Path({folder!r}), steps=2, layout="diffusion-forcing", accelerator=accelerator, **options)
-torch.save(model.state_dict(), Path({folder!r}) / f"of_process_{{accelerator.process_index}}.pt")
+model = diffusion_stage(folder, steps=2, layout="diffusion-forcing", accelerator=accelerator, **OPTIONS)
+torch.save(model.state_dict(), folder / f"of_process_{accelerator.process_index}.pt")
+vae = autoencoders.autoencoder_stage(rendered, steps=2, batch=1, config=CONFIG, accelerator=accelerator)
+torch.save(vae.state_dict(), rendered / f"of_process_{accelerator.process_index}.pt")
+if accelerator.is_main_process:
+    vae.save_pretrained(rendered / "vae")
+accelerator.wait_for_everyone()
+autoencoders.decoder_stage(rendered, steps=1, batch=1, accelerator=accelerator)
 accelerator.end_training()
 """
 
 
-def test_two_processes_average_their_batches_and_stay_one_model(folder: Path) -> None:
+def test_two_processes_average_their_batches_and_stay_one_model(folder: Path, rendered: Path, tmp_path: Path) -> None:
+    rendered = shutil.copytree(rendered, tmp_path / "rendered")
     options = {"frames": 45, "log_every": 1, "transformer": TINY, "compiled": False}
     script = folder / "process.py"
-    script.write_text(PROCESS.format(folder=str(folder), options=options))
+    script.write_text(f"OPTIONS, CONFIG = {options!r}, {TINY_VAE!r}\n{PROCESS}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     root = str(Path(__file__).resolve().parents[2])
     env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=env)
+    command = [*launch, str(folder), str(rendered)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    one, other = (torch.load(folder / f"of_process_{i}.pt", weights_only=True) for i in range(2))
-    assert same(dict(one), dict(other))
+    for work in (folder, rendered):
+        one, other = (torch.load(work / f"of_process_{i}.pt", weights_only=True) for i in range(2))
+        assert same(dict(one), dict(other))
+    for name, steps in (("autoencoder", 2), ("decoder", 1)):
+        assert [row["step"] for row in rows(rendered / f"{name}.jsonl")] == [steps]
+        assert checkpoint(rendered / f"{name}.pt")["settings"]["processes"] == 2
     log = rows(folder / stage.LOG)
     assert [row["step"] for row in log] == [1, 2]  # a row a step: one process writes
 
