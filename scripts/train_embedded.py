@@ -53,7 +53,7 @@ def run_stage(stage: str, args: argparse.Namespace, accelerator: Any) -> None:
         encode_stage.videos_stage(folder, clips=args.videos)
     elif stage == "encode":
         vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
-        encode_stage.encode_stage(folder, vae, accelerator=accelerator)
+        encode_stage.encode_stage(folder, vae.to(accelerator.device))
     elif stage == "decoder":
         autoencoder_stage.decoder_stage(folder, steps=args.decoder_steps, accelerator=accelerator)
     elif stage == "diffusion":
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import Accelerator
 
     torch.set_num_threads(args.threads)
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision="no")
     for stage in STAGES if args.stage == "all" else (args.stage,):
         run_stage(stage, args, accelerator)
         if args.plot and stage in TRAINED and accelerator.is_main_process:

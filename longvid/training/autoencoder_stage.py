@@ -19,7 +19,7 @@ import torch.nn.functional as nnf
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from longvid.config import whole
+from longvid.config import require, whole
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.training import world
 from longvid.training.journal import JsonLog, load_checkpoint, save_checkpoint
@@ -95,14 +95,16 @@ def held_out_psnr(vae: AutoencoderTinyVideo, pixels: np.ndarray) -> float:
 
 
 class Reconstruction(nn.Module):
-    """``forward_train`` as a module's forward: what DistributedDataParallel needs to see as one call."""
+    """``forward_train``, its products in bfloat16, as the one call that DistributedDataParallel needs to see."""
 
     def __init__(self, vae: AutoencoderTinyVideo) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vae.forward_train(frames, noise)
+        with torch.autocast(frames.device.type, torch.bfloat16):
+            out, z = self.vae.forward_train(frames, noise)
+        return out.float(), z.float()
 
 
 def _train(
@@ -130,6 +132,8 @@ def _train(
     """
     whole("steps", steps, 1)
     whole("save_every", save_every, 1)
+    precision = accelerator.mixed_precision
+    require(precision == "no", "accelerator.mixed_precision", precision, "must be 'no': the forward has its own")
     pixels, place = np.load(folder / "clips.npy", mmap_mode="r"), torch.from_numpy(np.load(folder / "place.npy"))
     device, usable = accelerator.device, len(pixels) - HELD_OUT_CLIPS
     whole(
@@ -146,7 +150,6 @@ def _train(
         "batch": batch,
         "peak_lr": peak_lr,
         "seed": seed,
-        "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
     begin, before, sums = 0, 0.0, list[float]()
@@ -169,10 +172,10 @@ def _train(
         target, weight = _batch(pixels, index).to(device), foreground_weight(place[index], world.SIZE, gain).to(device)
         noise = latent_noise * torch.rand(batch, 1, 1, 1).repeat_interleave(1 + (CLIP - 1) // 4, 0).to(device)
         out, z = prepared(target, noise)
-        loss = reconstruction_loss(out.float(), target, weight)
+        loss = reconstruction_loss(out, target, weight)
         if pull:
             # latents of about unit scale: without a pull they grow until the noise above means nothing
-            loss = loss + pull * nnf.relu(z.float().square().mean((0, 2, 3, 4)) - 1.0).mean()
+            loss = loss + pull * nnf.relu(z.square().mean((0, 2, 3, 4)) - 1.0).mean()
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
@@ -214,7 +217,7 @@ def decoder_stage(
     Goes on from ``folder/vae`` and saves there, when the held-out PSNR is better than before; that is what is returned.
     Resumes, and raises, as :func:`autoencoder_stage` does.
     """
-    accelerator = accelerator or Accelerator(mixed_precision="bf16")
+    accelerator = accelerator or Accelerator(mixed_precision="no")
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
     vae = vae.to(accelerator.device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
@@ -260,12 +263,12 @@ def autoencoder_stage(
     """Train the autoencoder to ``steps`` steps, resuming from ``folder/autoencoder.pt``; the average is returned.
 
     Weights and log are those of a run that was never stopped. batch: clips a process. config: of AutoencoderTinyVideo.
-    accelerator: its mixed precision is that of the training; bfloat16 when not given.
+    accelerator: where it runs; its mixed precision must be "no", since the forward has its own.
 
     Raises InputError for fewer clips than are held out and a batch holds, or a checkpoint of other settings;
     FloatingPointError when the loss is not finite.
     """
-    accelerator = accelerator or Accelerator(mixed_precision="bf16")
+    accelerator = accelerator or Accelerator(mixed_precision="no")
     torch.manual_seed(seed)
     vae = AutoencoderTinyVideo(**(config or {})).to(accelerator.device, memory_format=torch.channels_last)
     _train(

@@ -62,12 +62,14 @@ class Diffusion(nn.Module):
         self._sequence = torch.compile(sequence_forward, dynamic=False) if compiled else sequence_forward
 
     def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Velocity [B, C, K, h, w] of a sequence.
+        """Velocity float32 [B, C, K, h, w] of a sequence, its products in bfloat16.
 
         noisy: [B, C, K, h, w]. sigma: [B, K] in [0, 1]. ids: caption rows [B, 5]. positions: [K]. mask: bool [K, K].
         """
-        text = self.text_encoder(ids)
-        return self._sequence(self.transformer, noisy, 1000 * sigma, text, positions, mask)
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            text = self.text_encoder(ids)
+            velocity = self._sequence(self.transformer, noisy, 1000 * sigma, text, positions, mask)
+        return velocity.float()
 
 
 class Optimizers:
@@ -155,7 +157,7 @@ def flow_loss(model: nn.Module, clips: LatentClips, layout: Layout, rng: np.rand
     s = sigma[:, None, :, None, None]
     mask = torch.from_numpy(layout.mask).to(device)
     v = model((1 - s) * x0 + s * noise, sigma, ids.to(device), source.float().to(device), mask)
-    error = (v.float() - (noise - x0)).square() * weight[:, :, source].to(device)
+    error = (v - (noise - x0)).square() * weight[:, :, source].to(device)
     return error[:, :, trained].mean()
 
 
@@ -193,7 +195,7 @@ def diffusion_stage(
         layout: one of ``LAYOUTS``.
         frames: latent frames of a batch, clean copies included, on each process.
         transformer: changes to ``TRANSFORMER``.
-        accelerator: its mixed precision is that of the training; bfloat16 when not given.
+        accelerator: where it runs; its mixed precision must be "no", since the forward has its own.
 
     Raises:
         InputError: settings that cannot be, fewer clips than a batch holds, or a checkpoint of other settings.
@@ -202,7 +204,9 @@ def diffusion_stage(
     for name, value in (("steps", steps), ("frames", frames), ("log_every", log_every), ("save_every", save_every)):
         whole(name, value, 1)
     one_of("layout", layout, LAYOUTS)
-    accelerator = accelerator or Accelerator(mixed_precision="bf16")
+    accelerator = accelerator or Accelerator(mixed_precision="no")
+    precision = accelerator.mixed_precision
+    require(precision == "no", "accelerator.mixed_precision", precision, "must be 'no': the forward has its own")
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
     torch.manual_seed(seed)
     model = Diffusion(vae.config.z_dim, transformer, compiled=compiled)
@@ -220,7 +224,6 @@ def diffusion_stage(
         "seed": seed,
         "frames": frames,
         "transformer": dict(transformer or {}),
-        "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
     begin, before, sums = 0, 0.0, dict[str, list[float]]()
@@ -262,6 +265,6 @@ def diffusion_stage(
                 where = {"step": done, "seconds": seconds, "sums": sums}
                 save_checkpoint(folder / CHECKPOINT, settings, where | weights)
             accelerator.wait_for_everyone()
-    model = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    model = accelerator.unwrap_model(prepared)
     model.load_state_dict(ema)
     return model.eval()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.training import world
@@ -50,27 +49,24 @@ def videos_stage(folder: Path, *, clips: int, seed: int = 11) -> None:
 
 
 @torch.no_grad()
-def encode_stage(
-    folder: Path, vae: AutoencoderTinyVideo, *, batch: int = 4, accelerator: Accelerator | None = None
-) -> None:
+def encode_stage(folder: Path, vae: AutoencoderTinyVideo, *, batch: int = 4) -> None:
     """Encode ``videos.npy`` to ``latents.npy`` float16 [N, C, 21, h, w] (raw), then set and save the VAE's statistics.
 
     Mean and deviation a channel are taken over the later latent frames of a sample of clips, since the first latent
-    frame is one of 21, and saved to ``folder/vae``. On one process; accelerator: its device and its mixed precision,
-    bfloat16 when not given.
+    frame is one of 21, and saved to ``folder/vae``. Products are bfloat16. Runs on one process, on the device of
+    ``vae``.
     """
-    accelerator = accelerator or Accelerator(mixed_precision="bf16")
     pixels = np.load(folder / "videos.npy", mmap_mode="r")
     clips = len(json.loads((folder / "videos.json").read_text())["seeds"])
     side = world.SIZE // 16
     shape = (clips, vae.config.z_dim, LATENT_FRAMES, side, side)
     latents = np.lib.format.open_memmap(folder / "latents.npy", mode="w+", dtype=np.float16, shape=shape)
     began = time.time()
-    vae = vae.to(accelerator.device, memory_format=torch.channels_last)
+    vae = vae.to(memory_format=torch.channels_last)
     for i in range(0, clips, batch):
         frames = torch.from_numpy(np.array(pixels[i : i + batch])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with accelerator.autocast():
-            z = vae.encode_groups(vae.group(frames.to(accelerator.device)), None)[0]
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            z = vae.encode_groups(vae.group(frames.to(vae.device)), None)[0]
         latents[i : i + batch] = z.float().cpu().numpy().astype(np.float16)
     latents.flush()
     sample = latents[:: max(1, clips // 500)].astype(np.float32)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from longvid.training import autoencoder_stage as autoencoders
 from longvid.training import diffusion_stage as stage
 from longvid.training import world
 from longvid.training.autoencoder_stage import autoencoder_stage, decoder_stage, world_stage
+from longvid.training.backbone import sequence_forward
 from longvid.training.curves import plot_training
 from longvid.training.encode_stage import FRAMES, LATENT_FRAMES, encode_stage, videos_stage
 from longvid.training.export import export_stage
@@ -110,22 +112,38 @@ def test_a_few_steps_of_every_layout_are_finite_and_move_the_model(layout: str, 
     assert all(name.startswith(own) for name in names)
 
 
-def test_a_step_is_autocast_to_bfloat16_by_the_accelerator(folder: Path) -> None:
-    """What accelerate computes on one process of a CPU is what torch.autocast does there."""
+class InPrecision(torch.nn.Module):
+    """A model's forward under torch.autocast("cpu"), or without."""
+
+    def __init__(self, model: stage.Diffusion, low: bool) -> None:
+        super().__init__()
+        self.model, self.low = model, low
+
+    def forward(self, noisy, sigma, ids, positions, mask) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low):
+            text = self.model.text_encoder(ids)
+            return sequence_forward(self.model.transformer, noisy, 1000 * sigma, text, positions, mask).float()
+
+
+def test_a_step_on_one_process_is_the_forward_under_bfloat16_autocast(folder: Path) -> None:
     torch.manual_seed(0)
     model = stage.Diffusion(4, TINY)
     vae = AutoencoderTinyVideo.from_pretrained(folder / "vae")
     clips = stage.LatentClips(folder, vae, model.text_encoder)
 
-    def loss(network) -> torch.Tensor:
+    def loss(network) -> float:
         drawn = draw_layout("teacher-forcing", *map(np.random.default_rng, (0, 1)), frames=45)
-        return stage.flow_loss(network, clips, drawn, np.random.default_rng(2)).detach()
+        return float(stage.flow_loss(network, clips, drawn, np.random.default_rng(2)).detach())
 
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = loss(model)
-    full = loss(model)
-    got = loss(Accelerator(mixed_precision="bf16").prepare_model(model))
-    assert float(got) == float(expected) != float(full)
+    got = loss(Accelerator(mixed_precision="no").prepare_model(model))
+    assert got == loss(InPrecision(model, low=True)) != loss(InPrecision(model, low=False))
+
+
+def test_an_accelerator_with_a_precision_of_its_own_is_refused(folder: Path) -> None:
+    other = SimpleNamespace(mixed_precision="fp16", device=torch.device("cpu"))
+    for run in (train, autoencoder):
+        with pytest.raises(InputError, match=r"accelerator.mixed_precision='fp16': must be 'no'"):
+            run(folder, 1, accelerator=other)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -315,7 +333,7 @@ from longvid.training.diffusion_stage import diffusion_stage
 torch.set_num_threads(1)
 autoencoders.HELD_OUT_CLIPS = 8
 folder, rendered = map(Path, sys.argv[1:])
-accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+accelerator = Accelerator(mixed_precision="no", cpu=True)
 model = diffusion_stage(folder, steps=2, layout="diffusion-forcing", accelerator=accelerator, **OPTIONS)
 torch.save(model.state_dict(), folder / f"of_process_{accelerator.process_index}.pt")
 vae = autoencoders.autoencoder_stage(rendered, steps=2, batch=1, config=CONFIG, accelerator=accelerator)
@@ -355,7 +373,7 @@ def test_two_processes_average_their_batches_and_stay_one_model(folder: Path, re
     for process in (1, 2):
         shared, own = (np.random.default_rng([3, 0, i]) for i in (0, process))
         drawn = draw_layout("diffusion-forcing", shared, own, frames=45)
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with torch.no_grad():
             losses.append(float(stage.flow_loss(model, clips, drawn, own)))
     assert losses[0] != losses[1]
     assert log[0][drawn.name] == pytest.approx(np.mean(losses), abs=1e-4)
