@@ -24,24 +24,15 @@ from longvid.training import diffusion_stage as stage
 from longvid.training import world
 from longvid.training.autoencoder_stage import autoencoder_stage, decoder_stage, world_stage
 from longvid.training.backbone import sequence_forward
-from longvid.training.curves import plot_training
 from longvid.training.encode_stage import FRAMES, LATENT_FRAMES, encode_stage, videos_stage
 from longvid.training.export import export_stage
-from longvid.training.journal import JsonLog
 from longvid.training.layouts import LAYOUTS, draw_layout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import train_embedded
 
-TINY = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 24,
-    "text_dim": 8,
-    "freq_dim": 16,
-    "ffn_dim": 32,
-    "num_layers": 2,
-}
+TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2, "text_dim": 8, "freq_dim": 16}
 TINY_VAE = {"z_dim": 4, "widths": (12, 8, 8), "depths": (1, 1, 1)}
 
 
@@ -231,15 +222,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(folder: Path) -> None:
     assert not (folder / stage.CHECKPOINT).exists()
 
 
-def test_a_log_is_cut_to_a_step(tmp_path: Path) -> None:
-    log = JsonLog(tmp_path / "log.jsonl")
-    log.cut(3)
-    for step in (2, 4, 6):
-        log.write(step=step)
-    log.cut(4)
-    assert rows(tmp_path / "log.jsonl") == [{"step": 2}, {"step": 4}]
-
-
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips for the autoencoder, three more than the tests hold out, and a video."""
@@ -354,8 +336,8 @@ def test_two_processes_average_their_batches_and_stay_one_model(folder: Path, re
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     root = str(Path(__file__).resolve().parents[2])
     env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(folder), str(rendered)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    launch += [str(folder), str(rendered)]
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     for work in (folder, rendered):
         one, other = (torch.load(work / f"of_process_{i}.pt", weights_only=True) for i in range(2))
@@ -412,11 +394,3 @@ def test_stages_that_only_prepare_are_refused_on_many_processes(tmp_path: Path) 
     with pytest.raises(InputError, match=r"stage='world': runs on one process, and there are 2; run it without"):
         train_embedded.run_stage("world", args, Two())
     assert not list(tmp_path.iterdir())
-
-
-def test_an_autoencoders_curves_are_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    log = JsonLog(tmp_path / "log.jsonl")
-    for step in (1, 2):
-        log.write(step=step, loss=1 / step, psnr_db=20.0, lr=1e-3)
-    assert plot_training(tmp_path / "log.jsonl", tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
