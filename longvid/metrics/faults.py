@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvid.metrics.frames import View, check_fps, check_frames, mean_abs_diff
+from longvid.metrics.frames import View, box_mean, check_fps, check_frames, mean_abs_diff
 
 _LISTED = 100  # events listed by time; all are counted
 
@@ -17,7 +17,8 @@ class Faults:
     """What went plainly wrong. Shares are of all frames; times are seconds, the first 100 of each kind."""
 
     frozen: float
-    """Share of frames in stretches of a second or more that change by less than half a grey level in all."""
+    """Share of frames in stretches of a second or more in which, from first to last, the whole picture changes by less
+    than half a grey level and no spot of 5 x 5 pixels by 8."""
     frozen_at: tuple[float, ...]
     black: float
     """Share of frames with less than 1 % of pixels brighter than 16 of 255."""
@@ -50,7 +51,7 @@ def non_finite_frames(frames: np.ndarray) -> list[int]:
 
 
 class FaultMeter:
-    """Online detectors; keeps three frames and the sizes of the last 32 steps."""
+    """Online detectors; keeps one frame, two thumbnails and the sizes of the last 32 steps."""
 
     def __init__(
         self,
@@ -58,18 +59,22 @@ class FaultMeter:
         *,
         frozen_seconds: float = 1.0,
         frozen_change: float = 0.5,
+        frozen_spot: float = 8.0,
         cut_step: float = 12.0,
         cut_ratio: float = 4.0,
     ) -> None:
-        """``frozen_*``: least length of a frozen stretch and most change (mean grey levels over the whole of it).
+        """``frozen_*``: least length of a frozen stretch, and the change since its first frame that ends it: the mean
+        over all pixels, or the luma of any 5 x 5 pixels at the working size, in grey levels. A small subject moves the
+        first by nothing; what H.264 at its usual quality does to a still picture stays under half the second.
 
         ``cut_*``: a cut's thumbnail step is at least ``cut_step`` grey levels and ``cut_ratio`` times the usual one,
         the median of the last 32.
         """
         self._fps = check_fps(fps)
         self._frozen_frames = max(2, round(frozen_seconds * fps))
-        self._frozen_change, self._cut_step, self._cut_ratio = frozen_change, cut_step, cut_ratio
-        self._anchor: np.ndarray | None = None  # first frame of the current still stretch
+        self._frozen_change, self._frozen_spot = frozen_change, frozen_spot
+        self._cut_step, self._cut_ratio = cut_step, cut_ratio
+        self._anchor: View | None = None  # first frame of the current still stretch
         self._still = 0
         self._frozen = self._black = self._blank = self._burnt = self._frames = 0
         self._steps: deque[float] = deque(maxlen=32)
@@ -93,16 +98,21 @@ class FaultMeter:
 
     def _freeze(self, view: View) -> None:
         # Against the first frame of the stretch, not the one before: slow motion adds up, a codec's noise does not.
-        if self._anchor is not None and mean_abs_diff(self._anchor, view.full) < self._frozen_change:
+        if self._anchor is not None and self._same(self._anchor, view):
             self._still += 1
         else:
-            self._anchor, self._still = view.full, 1
+            self._anchor, self._still = view, 1
         self.frozen_now = self._still >= self._frozen_frames
         if self._still == self._frozen_frames:
             self._frozen += self._frozen_frames
             self._note("frozen", self._frames - self._frozen_frames + 1)
         elif self.frozen_now:
             self._frozen += 1
+
+    def _same(self, anchor: View, view: View) -> bool:
+        if mean_abs_diff(anchor.full, view.full) >= self._frozen_change:
+            return False
+        return float(box_mean(np.abs(view.luma - anchor.luma), 5).max()) < self._frozen_spot
 
     def _exposure(self, view: View) -> None:
         bright = np.count_nonzero(view.gray > 16)

@@ -116,6 +116,14 @@ def area_average(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return average
 
 
+def box_mean(image: np.ndarray, side: int) -> np.ndarray:
+    """Means of all ``side`` x ``side`` pixels of image [h, w]: [h - side + 1, w - side + 1], of its dtype (float)."""
+    h, w = image.shape
+    rows = np.sum([image[i : h - side + 1 + i] for i in range(side)], axis=0)
+    total: np.ndarray = np.sum([rows[:, i : w - side + 1 + i] for i in range(side)], axis=0)
+    return total / side**2
+
+
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (D65, 2 degrees) of sRGB pixels: uint8 [..., 3] -> float32 [..., 3]."""
     xyz = _LINEAR[rgb] @ _RGB_TO_XYZ_D65.T

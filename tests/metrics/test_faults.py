@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
+from longvid.metrics import evaluate_file
 from longvid.metrics.faults import find_faults, non_finite_frames
+from longvid.metrics.identity import identity_drift
+from longvid.training import world
 
 
 def test_a_sound_video_has_no_faults(clips):
@@ -21,6 +24,28 @@ def test_a_codecs_noise_does_not_hide_a_frozen_stretch(clips):
     video = clips.still(16 * 4).astype(int)
     video += np.random.default_rng(0).integers(0, 2, video.shape) * (np.random.default_rng(1).random(video.shape) < 0.4)
     assert find_faults(np.clip(video, 0, 255).astype(np.uint8), fps=16).frozen == 1
+
+
+@pytest.mark.parametrize("side", [6, 8])
+def test_a_small_subject_that_moves_is_not_frozen(clips, side):
+    """It changes so few pixels that the mean over the picture stays under the threshold all the way."""
+    video = clips.flat(96, (110, 110, 110), size=128)
+    for t, frame in enumerate(video):
+        x = 2 * t % (128 - side)
+        frame[60 : 60 + side, x : x + side] += 60
+    assert np.abs(video[1:].astype(int) - video[0]).mean(axis=(1, 2, 3)).max() < 0.5
+    assert find_faults(video, fps=16).frozen == 0
+    assert identity_drift(np.concatenate([video, video]), 16).counts
+
+
+def test_a_still_scene_in_h264_is_frozen(clips, save):
+    night = np.repeat(
+        world.render(world.Scene(colour="red", shape="ball", motion="circle", background="stars"), 0, frames=1),
+        96,
+        axis=0,
+    )
+    path = save(night, "night.mp4", codec="libx264")
+    assert evaluate_file(path, motion=False).faults.frozen > 0.9
 
 
 def test_slow_motion_is_not_frozen(clips):
