@@ -3,12 +3,13 @@
     clip.mp4.journal/
         lock                        held while a process renders to clip.mp4
         recipe.json                 everything that the frames depend on; another recipe is refused
-        blocks.jsonl                one line a block: frames and bytes so far, MD5 of each new frame
+        blocks.jsonl                one line a block: frames and bytes so far, each new frame's MD5 and mark
         snapshot-000032.safetensors state of rollout and decoder after block 31 (the newest two are kept)
         whole                       every block is in the file; it may be taking its final form
 
 A block's line is written after the block is in the video file, so the file is never shorter than the journal says. A
-torn last line is dropped. When the render ends, the MD5s become ``clip.mp4.frames_md5`` and the folder is removed.
+torn last line is dropped. When the render ends, the MD5s and marks become ``clip.mp4.frames_md5`` and the folder is
+removed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,8 @@ class BlockRecord(NamedTuple):
     """Bytes of the file then."""
     md5: tuple[str, ...]
     """MD5 of each of the block's frames (uint8 RGB, row by row)."""
+    marks: tuple[str, ...] = ()
+    """What begins with each of them (``frame_marks``); empty in journals that were begun before there were marks."""
 
 
 class Snapshot(NamedTuple):
@@ -56,6 +59,17 @@ class Snapshot(NamedTuple):
 def frame_md5s(frames_THWC: np.ndarray) -> tuple[str, ...]:
     """MD5 of the bytes of each frame, uint8 [T, H, W, 3]."""
     return tuple(hashlib.md5(frame.tobytes(), usedforsecurity=False).hexdigest() for frame in frames_THWC)
+
+
+def frame_marks(frames: int, *, new_scene: bool, temporal_stride: int) -> tuple[str, ...]:
+    """What begins with each of a block's ``frames`` video frames: "scene", "block", "latent" (frame), or "-".
+
+    new_scene: the block begins the video or stands behind a hard cut. temporal_stride: video frames of a latent frame;
+    the first one of a scene is a single video frame.
+    """
+    ahead = temporal_stride - 1 if new_scene else 0  # as if the first latent frame had its other frames before it
+    joints = ("latent" if (index + ahead) % temporal_stride == 0 else "-" for index in range(1, frames))
+    return ("scene" if new_scene else "block", *joints)
 
 
 def journal_folder(output: str | os.PathLike[str]) -> Path:
@@ -168,7 +182,7 @@ class RenderJournal:
         self._close()
         recipe = json.loads((self.folder / "recipe.json").read_text("utf-8"))
         with told(self.output):
-            write_sidecar(self.output, recipe, (md5 for record in self._read_blocks() for md5 in record.md5))
+            write_sidecar(self.output, recipe, list(self._read_blocks()))
             self._forget()
             self._lock.release(remove=True)
             with contextlib.suppress(OSError):  # another process may wait for the lock inside
@@ -202,27 +216,45 @@ class RenderJournal:
         with open(path, "rb") as file:
             for index, line in enumerate(file):
                 try:
-                    block, frames, size, md5 = json.loads(line)
+                    block, frames, size, md5, *marks = json.loads(line)
                 except ValueError:
                     return  # torn by a kill: whatever follows was never finished
                 if block != index or not line.endswith(b"\n"):
                     return
-                yield BlockRecord(block, frames, size, tuple(md5))
+                yield BlockRecord(block, frames, size, tuple(md5), tuple(*marks))
 
 
-def write_sidecar(output: str | os.PathLike[str], recipe: Mapping[str, Any], md5s: Iterable[str]) -> None:
-    """``clip.mp4.frames_md5``: the recipe as a comment, then ``frame md5`` a line."""
+def write_sidecar(output: str | os.PathLike[str], recipe: Mapping[str, Any], records: Sequence[BlockRecord]) -> None:
+    """``clip.mp4.frames_md5``: the recipe as a comment, then ``frame md5 mark`` a line; no mark if a block has none."""
+    md5s = [md5 for record in records for md5 in record.md5]
+    marks = [f" {mark}" for record in records for mark in record.marks]
+    if len(marks) != len(md5s):
+        marks = [""] * len(md5s)
     lines = [f"#recipe {json.dumps(recipe, sort_keys=True)}\n"]
-    lines += [f"{index} {md5}\n" for index, md5 in enumerate(md5s)]
+    lines += [f"{index} {md5}{mark}\n" for index, (md5, mark) in enumerate(zip(md5s, marks, strict=True))]
     _write_whole(sidecar(output), "".join(lines).encode())
 
 
 def read_sidecar(output: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]] | None:
     """Recipe and MD5s of a finished render, or None when there is no (readable) sidecar."""
+    found = _read_sidecar(output)
+    return None if found is None else (found[0], [row[1] for row in found[1]])
+
+
+def read_marks(output: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]] | None:
+    """Recipe and ``frame_marks`` of a finished render; None without a (readable) sidecar that holds them."""
+    found = _read_sidecar(output)
+    if found is None or any(len(row) < 3 for row in found[1]):
+        return None
+    return found[0], [row[2] for row in found[1]]
+
+
+def _read_sidecar(output: str | os.PathLike[str]) -> tuple[dict[str, Any], list[list[str]]] | None:
     try:
         head, *rest = sidecar(output).read_text("utf-8").splitlines()
-        return json.loads(head.removeprefix("#recipe ")), [line.split()[1] for line in rest]
-    except (OSError, ValueError, IndexError):
+        rows = [line.split() for line in rest]
+        return (json.loads(head.removeprefix("#recipe ")), rows) if all(len(row) > 1 for row in rows) else None
+    except (OSError, ValueError):
         return None
 
 
@@ -256,7 +288,7 @@ def _short(value: Any) -> str:
 
 
 def _line(record: BlockRecord) -> bytes:
-    return json.dumps([record.block, record.frames, record.bytes, list(record.md5)]).encode() + b"\n"
+    return json.dumps([record.block, record.frames, record.bytes, record.md5, record.marks]).encode() + b"\n"
 
 
 def _write_whole(path: Path, data: bytes) -> None:

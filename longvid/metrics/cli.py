@@ -29,12 +29,20 @@ def evaluate_videos(
     ] = False,
     plot_to: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw there instead (implies --plot).")] = None,
     frames_per_block: Annotated[
-        int | None, typer.Option(min=1, help="Latent frames a generated block: measures seams.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Latent frames a generated block, in place of what a render noted: measures seams.",
+            show_default=False,
+        ),
     ] = None,
     first_block: Annotated[
         int | None, typer.Option(min=1, help="Latent frames of the first block, if others.", show_default=False)
     ] = None,
-    temporal_stride: Annotated[int, typer.Option(min=1, help="Video frames a latent frame (Wan: 4).")] = 4,
+    temporal_stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Video frames a latent frame; 4 (as Wan's) if not given.", show_default=False),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="VIDEO", help="Compare frame by frame with this video.", show_default=False)
     ] = None,
@@ -43,11 +51,16 @@ def evaluate_videos(
         typer.Option(metavar="DIR", help="Local CLIP or DINO folder: adds learned consistency. May be repeated."),
     ] = None,
 ) -> None:
-    """Measure drift, motion, flicker, seams and faults of videos, without any downloaded weights."""
+    """Measure drift, motion, flicker, seams and faults of videos, without any downloaded weights.
+
+    Where a video's blocks and hard cuts are is read from the .frames_md5 that its render left beside it.
+    """
     from longvid.metrics.report import to_plain
 
-    if first_block is not None and frames_per_block is None:
-        raise InputError("first_block: needs --frames-per-block, the length of the other blocks")
+    if frames_per_block is None:
+        for name, value in (("first_block", first_block), ("temporal_stride", temporal_stride)):
+            if value is not None:
+                raise InputError(f"{name}={value}: needs --frames-per-block, the length of the other blocks")
     reports = {video: _measure(video, frames_per_block, first_block, temporal_stride, not as_json) for video in videos}
     extra: dict[Path, dict[str, Any]] = {video: {} for video in reports}
     for video, found in extra.items():
@@ -69,24 +82,23 @@ def evaluate_videos(
 
 
 def _measure(
-    video: Path, frames_per_block: int | None, first_block: int | None, temporal_stride: int, show: bool
+    video: Path, frames_per_block: int | None, first_block: int | None, temporal_stride: int | None, show: bool
 ) -> VideoReport:
     from rich.console import Console
 
     from longvid.metrics.report import evaluate_file
 
-    def begins(frame: int) -> bool:
-        if frames_per_block is None or frame < 1:
-            return False
-        first = 1 + ((first_block or frames_per_block) - 1) * temporal_stride
-        return frame >= first and (frame - first) % (frames_per_block * temporal_stride) == 0
-
+    blocks: dict[str, Any] = {}
+    if frames_per_block is not None:
+        stride = temporal_stride or 4
+        step, first = frames_per_block * stride, 1 + ((first_block or frames_per_block) - 1) * stride
+        blocks = {
+            "boundaries": lambda frame: frame >= first and (frame - first) % step == 0,
+            "temporal_stride": stride,
+        }
     with Console(stderr=True, quiet=not show).status(f"{video}") as status:
         return evaluate_file(
-            video,
-            boundaries=begins,
-            temporal_stride=temporal_stride if frames_per_block else None,
-            on_frame=lambda n: status.update(f"{video}: {n} frames") if n % 16 == 0 else None,
+            video, on_frame=lambda n: status.update(f"{video}: {n} frames") if n % 16 == 0 else None, **blocks
         )
 
 

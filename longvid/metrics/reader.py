@@ -37,6 +37,12 @@ class VideoReader:
             raise InputError(f"video={str(path)!r}: does not say its frame rate")
         self.fps = float(rate)
 
+    def count(self) -> int:
+        """Number of frames: as the file says, or counted without decoding where it does not say."""
+        with av.open(str(self.path)) as container:
+            stream = container.streams.video[0]
+            return stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield every frame as uint8 [H, W, 3], sRGB."""
         self.truncated = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from longvid.errors import InputError
+from longvid.metrics.blocks import RenderedBlocks, rendered_blocks
 from longvid.metrics.colour import LOOKS, HueDrift, HueMeter, looks
 from longvid.metrics.consistency import Consistency, ConsistencyMeter, LoopBack, LoopMeter
 from longvid.metrics.faults import FaultMeter, Faults
@@ -53,7 +54,7 @@ class VideoReport:
     levels), start_distance (grey levels to the nearest of the first seconds)."""
     hue: HueDrift | None = None
     seams: dict[str, Seam] = field(default_factory=dict)
-    """Empty when no block boundaries were given."""
+    """Empty when no block boundaries were given or noted beside the file."""
     consistency: Consistency | None = None
     loop_back: LoopBack | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class StreamMetrics:
         self._series = Series(TRACKED, fps)
         self._lab: np.ndarray | None = None
         self._size: tuple[int, int] | None = None
+        self._scene = 0  # first frame of the scene: latent frames are counted from it
         self.frames = 0
 
     def update(self, frames: np.ndarray, *, new_block: bool = False) -> dict[str, float | bool]:
@@ -146,19 +148,23 @@ class StreamMetrics:
         for meter in (self._hue, self._consistency, self._identity, self._faults):
             meter.update(view)
         if transition:
-            joint = self._stride is not None and is_joint(self.frames, self._stride)
+            joint = self._stride is not None and is_joint(self.frames - self._scene, self._stride)
             self._seams.update(boundary=boundary, joint=joint, **transition)
         self._series.update(**row)
         self._lab = view.lab
         self.frames += 1
         return row
 
-    def cut(self) -> None:
+    def cut(self, *, new_scene: bool = False) -> None:
         """Say that the next frame does not follow the last: a cut that was asked for, or frames that were left out.
 
         Nothing is measured across it; drift, identity and falls back are still told from the video's first seconds.
+        ``new_scene``: the decoder began anew, too, as it does at a hard cut of a prompt schedule, so that latent frames
+        are counted from here.
         """
         self._lab = None
+        if new_scene:
+            self._scene = self.frames
         meters = (self._flicker, self._consistency, self._identity, self._faults)
         for meter in (*meters, self._motion) if self._motion else meters:
             meter.cut()
@@ -232,7 +238,7 @@ def evaluate(
 def evaluate_file(
     path: str | Path,
     *,
-    boundaries: Iterable[int] | Callable[[int], bool] = (),
+    boundaries: Iterable[int] | Callable[[int], bool] | None = None,
     temporal_stride: int | None = None,
     motion: bool = True,
     on_frame: Callable[[int], None] | None = None,
@@ -240,16 +246,32 @@ def evaluate_file(
     """Measure a video file without ever holding more of it than a few frames.
 
     ``boundaries`` as in :func:`evaluate`, or a function that tells whether a frame begins a block, for a length that is
-    not known beforehand. ``on_frame`` is called with the number of frames done. Raises InputError for a file
-    that cannot be read; a damaged end is reported as ``truncated``.
+    not known beforehand. None: as the render noted them beside the file, with its hard cuts and temporal stride
+    (:func:`longvid.metrics.blocks.rendered_blocks`); where its notes are another video's, ``skipped`` says so.
+    ``on_frame`` is called with the number of frames done. Raises InputError for a file that cannot be read and for a
+    ``temporal_stride`` without boundaries; a damaged end is reported as ``truncated``.
     """
+    if boundaries is None and temporal_stride is not None:
+        raise InputError(f"temporal_stride={temporal_stride}: needs boundaries; leave both out or give both")
     reader = VideoReader(path)
+    noted: RenderedBlocks | None = None
+    skipped: dict[str, str] = {}
+    if boundaries is None:
+        try:
+            noted = rendered_blocks(reader)
+        except InputError as error:
+            skipped["seams"] = str(error)
+        boundaries = noted.boundaries if noted else ()
+        temporal_stride = noted.temporal_stride if noted else None
     meter = StreamMetrics(reader.fps, motion=motion, temporal_stride=temporal_stride)
     begins = boundaries if callable(boundaries) else set(boundaries).__contains__
     for index, frame in enumerate(reader):
+        if noted and index in noted.cuts:
+            meter.cut(new_scene=True)
         meter.update(frame[None], new_block=begins(index))
         if on_frame is not None:
             on_frame(index + 1)
     if meter.frames == 0:
         raise InputError(f"video={str(path)!r}: holds no frame that can be decoded")
-    return meter.report(truncated=reader.truncated)
+    report = meter.report(truncated=reader.truncated)
+    return replace(report, skipped=report.skipped | skipped)

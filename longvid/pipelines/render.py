@@ -28,6 +28,7 @@ from longvid.media.journal import (
     BlockRecord,
     RenderJournal,
     Snapshot,
+    frame_marks,
     frame_md5s,
     position_after,
     read_sidecar,
@@ -215,7 +216,9 @@ class _Job:
                 if index < len(records):
                     self._compare(index, frames_THWC)
                 else:
-                    recorder.block(index, frames_THWC)
+                    stride = self.pipe._facts.temporal
+                    marks = frame_marks(len(frames_THWC), new_scene=block.new_scene, temporal_stride=stride)
+                    recorder.block(index, frames_THWC, marks)
                 index += 1
                 self.meter.block(index, len(frames_THWC) if index > len(records) else 0)
                 if index > len(records) and self._snapshot_is_due(index):
@@ -274,10 +277,10 @@ class _Recorder:
         self._thread = threading.Thread(target=self._work, name="longvid-writer", daemon=True)
         self._thread.start()
 
-    def block(self, index: int, frames_THWC: np.ndarray) -> None:
+    def block(self, index: int, frames_THWC: np.ndarray, marks: tuple[str, ...]) -> None:
         def write() -> None:
             frames, size = self._writer.append(frames_THWC)
-            self._journal.record(BlockRecord(index, frames, size, frame_md5s(frames_THWC)))
+            self._journal.record(BlockRecord(index, frames, size, frame_md5s(frames_THWC), marks))
 
         self._put(write)
 

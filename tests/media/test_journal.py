@@ -16,8 +16,10 @@ from longvid.media.journal import (
     BlockRecord,
     RenderJournal,
     Snapshot,
+    frame_marks,
     frame_md5s,
     journal_folder,
+    read_marks,
     read_sidecar,
     refuse_other,
 )
@@ -45,6 +47,35 @@ def test_records_come_back(tmp_path: Path) -> None:
     recipe, md5s = read_sidecar(tmp_path / "clip.mp4") or ({}, [])
     assert recipe == RECIPE
     assert md5s == [md5 for record in records(4) for md5 in record.md5] + ["a", "b", "c"]
+
+
+def test_marks_tell_scenes_blocks_and_latent_frames() -> None:
+    assert frame_marks(6, new_scene=True, temporal_stride=4) == ("scene", "latent", "-", "-", "-", "latent")
+    assert frame_marks(6, new_scene=False, temporal_stride=4) == ("block", "-", "-", "-", "latent", "-")
+    assert frame_marks(3, new_scene=True, temporal_stride=1) == ("scene", "latent", "latent")
+
+
+def test_marks_are_read_beside_the_finished_video(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    for record in records(2):
+        marks = frame_marks(3, new_scene=record.block == 0, temporal_stride=2)
+        journal.record(record._replace(marks=marks))
+    journal.finish()
+    assert read_marks(tmp_path / "clip.mp4") == (RECIPE, ["scene", "latent", "-", "block", "-", "latent"])
+    assert read_sidecar(tmp_path / "clip.mp4") == (RECIPE, [md5 for record in records(2) for md5 in record.md5])
+
+
+def test_a_journal_from_before_there_were_marks_goes_on(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    lines = [json.dumps([r.block, r.frames, r.bytes, list(r.md5)]) for r in records(2)]
+    (journal.folder / "blocks.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert journal.resume(RECIPE) == records(2)
+    journal.record(records(3)[2]._replace(marks=("block", "-", "-")))
+    journal.finish()
+    assert len((read_sidecar(tmp_path / "clip.mp4") or ({}, []))[1]) == 9
+    assert read_marks(tmp_path / "clip.mp4") is None, "half of them would be taken for all"
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 3))
