@@ -256,7 +256,9 @@ class Stats(Message):
     memory_bytes: Count
     """Model memory that the session holds."""
     drift: dict[str, float]
-    """brightness, contrast, saturation, sharpness, and where known motion, start_distance, identity_drift."""
+    """Means over the last block: brightness, contrast (0-255), saturation (0-1), sharpness; where known also flicker
+    (VBench's score, 1 is none), motion (pixels a frame, of the 5 % of the picture that move most), start_distance and
+    identity_drift (grey levels), frozen (1 when nothing has moved for a second, else 0)."""
     seam: Number | None
     """Change at the block's border over the change inside the block: 1 is seamless."""
     queue: Queue

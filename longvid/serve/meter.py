@@ -1,49 +1,90 @@
-"""Drift and seams of a running session: a few numbers a block, at a small share of the block's own cost.
+"""How the pictures of a running session fare: a few numbers a block, at a small share of the block's own cost.
 
 Shape letters: T video frames, H W pixels.
 """
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import numpy as np
 
-from longvid.metrics.frames import THUMB_SIDE
+from longvid.metrics.extras import MissingExtraError
+from longvid.metrics.frames import THUMB_SIDE, WORKING_SIDE
 from longvid.metrics.report import StreamMetrics
 
-SHOWN = ("brightness", "contrast", "saturation", "sharpness", "start_distance", "identity_drift")
+SHOWN = ("brightness", "contrast", "saturation", "sharpness", "motion", "start_distance", "identity_drift", "frozen")
+SMALL = WORKING_SIDE * WORKING_SIDE
+"""Pixels up to which every frame is measured: about 3 ms each, so that it keeps under 5."""
+SPARSE = 4
+"""Of larger frames one in so many is measured."""
+
+logger = logging.getLogger("longvid.serve")
 
 
 class LiveMeter:
-    """Feed it every block's frames. fps: of the video. stride: every so many frames one is measured for drift."""
+    """Feed it every block's frames. fps: of the video.
 
-    def __init__(self, fps: float, stride: int = 4) -> None:
-        self._stride = stride
-        self._metrics = StreamMetrics(fps / stride, motion=False)
+    drift: by name, means over the last block: brightness and contrast (0-255), saturation (0-1), sharpness, motion
+    (top-5 % flow, pixels a frame; needs OpenCV), flicker (VBench's score, 1 is none), start_distance and identity_drift
+    (grey levels), frozen (1: nothing has moved for a second, else 0). What is not known yet is left out.
+    seam: the change across the block's border over the median change inside it; None where either is unknown.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+        self._metrics: StreamMetrics | None = None  # made for the first block, whose size decides how many are measured
+        self._stride = 1
+        self._frames = 0
         self._last: np.ndarray | None = None
         self.drift: dict[str, float] = {}
         self.seam: float | None = None
 
     def update(self, frames_THW3: np.ndarray) -> None:
         """uint8 [T, H, W, 3] of one block."""
+        drift = dict(self.drift)
         if min(frames_THW3.shape[1:3]) >= THUMB_SIDE:  # smaller pictures have no drift to speak of
-            self._measure_drift(frames_THW3)
-        self.seam = self._seam(frames_THW3)
+            drift |= self._measured(frames_THW3)
+        inside = [_change(a, b) for a, b in pairwise(frames_THW3)]
+        border = None if self._last is None else _change(self._last, frames_THW3[0])
+        self.seam = self._seam(inside, border)
+        steps = inside if border is None else [border, *inside]
+        if steps:
+            drift["flicker"] = 1 - sum(steps) / len(steps) / 255
+        self.drift = drift  # at once: another thread reads it
+        self._frames += len(frames_THW3)
         self._last = frames_THW3[-1].copy()
 
-    def _measure_drift(self, frames_THW3: np.ndarray) -> None:
-        live = self._metrics.update(np.ascontiguousarray(frames_THW3[:: self._stride]))
-        self.drift = {name: float(live[name]) for name in SHOWN if name in live and np.isfinite(live[name])}
+    def _measured(self, frames_THW3: np.ndarray) -> dict[str, float]:
+        if self._metrics is None:
+            _, height, width, _ = frames_THW3.shape
+            self._stride = 1 if height * width <= SMALL else SPARSE
+            self._metrics = _stream_metrics(self._fps / self._stride)
+        chosen = frames_THW3[-self._frames % self._stride :: self._stride]
+        if not len(chosen):
+            return {}
+        live = self._metrics.update(np.ascontiguousarray(chosen))
+        if "motion" in live:
+            live["motion"] /= self._stride  # from one measured frame to the next
+        return {name: float(live[name]) for name in SHOWN if name in live and np.isfinite(live[name])}
 
-    def _seam(self, frames: np.ndarray) -> float | None:
-        """Mean change across the border over the median change inside the block; None where either is unknown."""
-        if self._last is None or len(frames) < 3:
+    @staticmethod
+    def _seam(inside: list[float], border: float | None) -> float | None:
+        if border is None or len(inside) < 2:
             return None
-        inside = float(np.median([_change(a, b) for a, b in pairwise(frames)]))
-        border = _change(self._last, frames[0])
+        usual = float(np.median(inside))
         # Below one grey level on average nothing moves: a ratio of noise says nothing.
-        return border / inside if inside >= 1 / 16 else None
+        return border / usual if usual >= 1 / 16 else None
+
+
+def _stream_metrics(fps: float) -> StreamMetrics:
+    """With motion where OpenCV is installed: a server can do without, and says so in its log."""
+    try:
+        return StreamMetrics(fps)
+    except MissingExtraError as error:
+        logger.warning("stats without motion: %s", error)
+        return StreamMetrics(fps, motion=False)
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float:
