@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from longvid.metrics.extras import MissingExtraError
-from longvid.metrics.frames import THUMB_SIDE, WORKING_SIDE
+from longvid.metrics.frames import THUMB_SIDE, WORKING_SIDE, mean_abs_diff
 from longvid.metrics.report import StreamMetrics
 
 SHOWN = ("brightness", "contrast", "saturation", "sharpness", "motion", "start_distance", "identity_drift", "frozen")
@@ -46,8 +46,8 @@ class LiveMeter:
         drift = dict(self.drift)
         if min(frames_THW3.shape[1:3]) >= THUMB_SIDE:  # smaller pictures have no drift to speak of
             drift |= self._measured(frames_THW3)
-        inside = [_change(a, b) for a, b in pairwise(frames_THW3)]
-        border = None if self._last is None else _change(self._last, frames_THW3[0])
+        inside = [mean_abs_diff(a, b) for a, b in pairwise(frames_THW3)]
+        border = None if self._last is None else mean_abs_diff(self._last, frames_THW3[0])
         self.seam = self._seam(inside, border)
         steps = inside if border is None else [border, *inside]
         if steps:
@@ -85,7 +85,3 @@ def _stream_metrics(fps: float) -> StreamMetrics:
     except MissingExtraError as error:
         logger.warning("stats without motion: %s", error)
         return StreamMetrics(fps, motion=False)
-
-
-def _change(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
