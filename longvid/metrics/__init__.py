@@ -29,7 +29,7 @@ _PLACES = {
     "loop_back": "consistency",
     "identity_drift": "identity",
     "find_faults": "faults",
-    "non_finite_frames": "faults",
+    "non_finite_frames": "frames",
     "compare": "fidelity",
     "psnr": "fidelity",
     "Interval": "bootstrap",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longvid.errors import InputError
+from longvid.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from longvid.metrics.learned import FrameEncoder
     from longvid.metrics.report import VideoReport
 
 
@@ -55,23 +56,28 @@ def evaluate_videos(
 
     Where a video's blocks and hard cuts are is read from the .frames_md5 that its render left beside it.
     """
+    from longvid.metrics.learned import load_encoder
     from longvid.metrics.report import to_plain
 
     if frames_per_block is None:
         for name, value in (("first_block", first_block), ("temporal_stride", temporal_stride)):
             if value is not None:
                 raise InputError(f"{name}={value}: needs --frames-per-block, the length of the other blocks")
+    target = plot_to or (videos[0].with_suffix(".metrics.png") if plot else None)
+    _check(videos, reference, target)
+    encoders = [
+        load_encoder(folder) for folder in weights or ()
+    ]  # before hours of measuring, so that a typo costs none
     reports = {video: _measure(video, frames_per_block, first_block, temporal_stride, not as_json) for video in videos}
     extra: dict[Path, dict[str, Any]] = {video: {} for video in reports}
     for video, found in extra.items():
         if reference is not None:
             found["fidelity"] = _fidelity(video, reference)
-        if weights:
-            found["learned"] = [_learned(video, folder) for folder in weights]
-    if plot or plot_to is not None:
+        if encoders:
+            found["learned"] = [_learned(video, encoder) for encoder in encoders]
+    if target is not None:
         from longvid.metrics.plots import plot_reports
 
-        target = plot_to or videos[0].with_suffix(".metrics.png")
         plot_reports({str(video): report for video, report in reports.items()}, target)
         typer.echo(f"plot: {target}", err=True)
     if as_json:
@@ -79,6 +85,27 @@ def evaluate_videos(
         typer.echo(json.dumps({"videos": rows}, indent=1, allow_nan=False))
     else:
         _print_table(reports, extra)
+
+
+def _check(videos: list[Path], reference: Path | None, plot: Path | None) -> None:
+    """Raise InputError for what would fail only after videos were measured."""
+    from longvid.metrics.extras import require
+    from longvid.metrics.reader import VideoReader
+
+    seen: dict[Path, Path] = {}
+    for video in videos:
+        first = seen.setdefault(video.resolve(), video)
+        if first is not video:
+            raise InputError(f"video={str(video)!r}: the same file as {str(first)!r}; give each once")
+    for video in [*videos, *([] if reference is None else [reference])]:
+        VideoReader(video)
+    if plot is not None:
+        require("matplotlib", "a plot")
+        if plot.is_dir() or not plot.parent.is_dir():
+            raise OutputError(
+                f"plot={str(plot)!r}: must be a file in a folder that exists; "
+                + ("this is a folder, name a .png in it" if plot.is_dir() else f"make {str(plot.parent)!r} first")
+            )
 
 
 def _measure(
@@ -109,12 +136,12 @@ def _fidelity(video: Path, reference: Path) -> Any:
     return compare(VideoReader(video), VideoReader(reference))
 
 
-def _learned(video: Path, folder: Path) -> Any:
-    from longvid.metrics.learned import learned_consistency, load_encoder
+def _learned(video: Path, encoder: FrameEncoder) -> Any:
+    from longvid.metrics.learned import learned_consistency
     from longvid.metrics.reader import VideoReader
 
     reader = VideoReader(video)
-    return learned_consistency(reader, reader.fps, load_encoder(folder))
+    return learned_consistency(reader, reader.fps, encoder)
 
 
 def _print_table(reports: dict[Path, VideoReport], extra: dict[Path, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Plain failures: frozen, black, blank or burnt-out frames, sudden cuts and flashes, and NaNs before rounding."""
+"""Plain failures: frozen, black, blank or burnt-out frames, sudden cuts and flashes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,6 @@ class Faults:
     @property
     def any(self) -> bool:
         return bool(self.frozen or self.black or self.blank or self.burnt or self.cuts or self.flashes)
-
-
-def non_finite_frames(frames: np.ndarray) -> list[int]:
-    """Indices of the frames of a float array [T, ...] that hold a NaN or an infinity.
-
-    For decoded frames or latents before they are rounded: once uint8, such a frame can only be seen as black.
-    """
-    array = np.asarray(frames)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"frames: got {array.dtype}, must be a float array: integers are always finite")
-    if array.ndim < 2:
-        raise ValueError(f"frames: got shape {list(array.shape)}, must be [T, ...]")
-    return np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))).tolist()
 
 
 class FaultMeter:

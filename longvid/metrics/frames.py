@@ -31,15 +31,30 @@ def check_frames(frames: np.ndarray, name: str = "frames", *, least: int = 1) ->
     """Return ``frames`` if it is a uint8 array [T, H, W, 3] of at least ``least`` frames, else raise InputError."""
     array = np.asarray(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+        broken = non_finite_frames(array) if np.issubdtype(array.dtype, np.floating) and array.ndim > 1 else []
+        found = f" with NaN or infinity in frames {broken[:8]}" if broken else ""
         raise InputError(
-            f"{name}: got {array.dtype} {list(array.shape)}, must be uint8 [T, H, W, 3]; "
-            "scale floats to 0-255 and round, and check them with non_finite_frames first"
+            f"{name}: got {array.dtype} {list(array.shape)}{found}, must be uint8 [T, H, W, 3]; "
+            "scale floats to 0-255 and round, and look for NaN first (non_finite_frames): rounded it passes for black"
         )
     if array.shape[0] < least:
         raise InputError(f"{name}: got {array.shape[0]} frames, this metric needs at least {least}")
     if min(array.shape[1:3]) < THUMB_SIDE:
         raise InputError(f"{name}: {array.shape[2]}x{array.shape[1]} pixels, the metrics need {THUMB_SIDE} a side")
     return array
+
+
+def non_finite_frames(frames: np.ndarray) -> list[int]:
+    """Indices of the frames of a float array [T, ...] that hold a NaN or an infinity.
+
+    For decoded frames or latents before they are rounded: once uint8, such a frame can only be seen as black.
+    """
+    array = np.asarray(frames)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"frames: got {array.dtype}, must be a float array: integers are always finite")
+    if array.ndim < 2:
+        raise ValueError(f"frames: got shape {list(array.shape)}, must be [T, ...]")
+    return np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))).tolist()
 
 
 def check_fps(fps: float) -> float:

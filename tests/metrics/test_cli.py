@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,8 +7,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from longvid.errors import InputError
-from longvid.metrics import extras
+from longvid.errors import InputError, OutputError
+from longvid.metrics import extras, report
 from longvid.metrics.cli import register
 from longvid.metrics.extras import MissingExtraError
 
@@ -71,6 +72,26 @@ def test_plot_is_a_picture_beside_the_video(run, clips, save):
         assert np.asarray(image.convert("L")).std() > 10
 
 
+@pytest.mark.parametrize("seconds", [3, 70])
+def test_labels_of_the_lags_do_not_overlap(seconds, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from longvid.metrics.consistency import LAGS
+    from longvid.metrics.plots import plot_reports
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    frames = np.random.default_rng(0).integers(0, 256, (seconds * 4, 32, 32, 3), dtype=np.uint8)
+    plot_reports({"noise": report.evaluate(frames, 4, motion=False)}, "unused.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    axis = figure.axes[7].xaxis
+    labels = [label for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)) if label.get_text()]
+    assert [float(label.get_text()) for label in labels] == [lag for lag in LAGS if lag < seconds]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
 def test_plot_can_be_drawn_elsewhere(run, clips, save, tmp_path):
     run(save(clips.walker(176)), "--plot-to", tmp_path / "here.png")
     assert (tmp_path / "here.png").stat().st_size > 10_000
@@ -98,10 +119,35 @@ def test_wrong_input_is_an_input_error(run, tmp_path, clips, save):
         run(save(np.zeros((5, 24, 64, 3), np.uint8)))
     with pytest.raises(InputError, match="both must be equally long"):
         run(save(clips.still(5)), "--reference", save(clips.still(6), "six.mkv"))
-    with pytest.raises(InputError, match=r"plot=.*cannot be written \(No such file"):
-        run(save(clips.still(5)), "--plot-to", tmp_path / "no" / "folder.png")
-    with pytest.raises(InputError, match="needs --frames-per-block"):
-        run(save(clips.still(5)), "--first-block", 1)
+    for option in ("--first-block", "--temporal-stride"):
+        with pytest.raises(InputError, match="=1: needs --frames-per-block"):
+            run(save(clips.still(5)), option, 1)
+
+
+def test_a_file_given_twice_is_refused(run, clips, save, tmp_path):
+    path = save(clips.still(5))
+    (tmp_path / "again.mkv").symlink_to(path)
+    for other in (path, tmp_path / "again.mkv"):
+        with pytest.raises(InputError, match=r"the same file as .*give each once"):
+            run(path, other)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_measured(run, clips, save, tmp_path, monkeypatch):
+    def measured(*_, **__):
+        raise AssertionError("a video was measured")
+
+    monkeypatch.setattr(report, "evaluate_file", measured)
+    path = save(clips.still(5))
+    with pytest.raises(InputError, match=r"weights=.*has no config\.json"):
+        run(path, "--weights", tmp_path)
+    with pytest.raises(OutputError, match=r"plot=.*make .*no' first"):
+        run(path, "--plot-to", tmp_path / "no" / "folder.png")
+    with pytest.raises(OutputError, match=r"plot=.*name a \.png in it"):
+        run(path, "--plot-to", tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        run(path, tmp_path / "none.mp4")
+    with pytest.raises(InputError, match="no such file"):
+        run(path, "--reference", tmp_path / "none.mp4")
 
 
 def test_missing_extra_is_an_input_error_too(run, clips, save, monkeypatch):

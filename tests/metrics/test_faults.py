@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from longvid.errors import InputError
 from longvid.metrics import evaluate_file
-from longvid.metrics.faults import find_faults, non_finite_frames
+from longvid.metrics.faults import find_faults
+from longvid.metrics.frames import non_finite_frames
 from longvid.metrics.identity import identity_drift
 from longvid.training import world
 
@@ -114,6 +116,15 @@ def test_frames_with_nan_or_infinity_are_named():
 def test_uint8_frames_cannot_be_asked_for_nan():
     with pytest.raises(ValueError, match="uint8, must be a float array"):
         non_finite_frames(np.zeros((2, 4, 4, 3), np.uint8))
+
+
+def test_float_frames_are_refused_with_the_frames_that_hold_nan(clips):
+    floats = clips.pan(6, 1).astype(np.float32)
+    with pytest.raises(InputError, match=r"got float32 \[6, 96, 96, 3\], must be uint8"):
+        find_faults(floats, fps=16)
+    floats[4, 0, 0] = np.nan
+    with pytest.raises(InputError, match=r"with NaN or infinity in frames \[4\], must be uint8"):
+        find_faults(floats, fps=16)
 
 
 def test_nan_that_was_rounded_is_seen_as_black(clips):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from longvid.metrics.identity import identity_drift, median_image
+from longvid.training import world
 
 SECONDS = 20
 
@@ -58,3 +59,14 @@ def test_a_collapse_that_recovers_shows_as_worst_and_not_as_last(clips):
 def test_under_two_segments_is_told(clips):
     with pytest.raises(ValueError, match=r"9\.0 s, an identity drift needs two segments of 5\.0 s"):
         identity_drift(clips.walker(16 * 9), fps=16)
+
+
+def test_a_scene_that_moves_drifts_though_nothing_is_wrong_with_it():
+    """Real video: drifting clouds change the median image, stars that stand do not."""
+    drift = {}
+    for background in ("sky", "stars"):
+        scene = world.Scene(colour="red", shape="ball", motion="circle", background=background)
+        drift[background] = identity_drift(world.render(scene, 0, frames=16 * SECONDS), fps=16)
+        assert drift[background].counts
+    assert drift["sky"].last > 5
+    assert drift["stars"].worst < 1.3
