@@ -51,8 +51,11 @@ def plot_reports(reports: Mapping[str, VideoReport], path: str | Path) -> Path:
     for axis, (_, title) in zip(axes[1:7], _CURVES, strict=True):
         _dress(axis, title, "time (s)")
     _dress(axes[7], "similarity to a frame this much earlier", "lag (s)")
-    if any(len(line.get_xdata()) for line in axes[7].lines):
+    lags = sorted({float(lag) for line in axes[7].lines for lag in line.get_xdata()})
+    if lags:
         axes[7].set_xscale("log")
+        axes[7].set_xticks(lags, [f"{lag:g}" for lag in lags])
+        axes[7].minorticks_off()  # a log axis labels its minor ticks, too, where it spans less than a decade
     figure.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(reports), 5))
     target = Path(path)
     try:
