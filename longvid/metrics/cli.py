@@ -12,6 +12,7 @@ from longvid.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from longvid.metrics.learned import FrameEncoder
+    from longvid.metrics.quality import FrameScorer
     from longvid.metrics.report import VideoReport
 
 
@@ -51,6 +52,20 @@ def evaluate_videos(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Local CLIP or DINO folder: adds learned consistency. May be repeated."),
     ] = None,
+    imaging: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Local MUSIQ weights: adds imaging quality (needs pyiqa).", show_default=False
+        ),
+    ] = None,
+    aesthetic: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Local LAION head: adds aesthetic quality, on the CLIP folder of --weights.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure drift, motion, flicker, seams and faults of videos, without any downloaded weights.
 
@@ -65,9 +80,9 @@ def evaluate_videos(
                 raise InputError(f"{name}={value}: needs --frames-per-block, the length of the other blocks")
     target = plot_to or (videos[0].with_suffix(".metrics.png") if plot else None)
     _check(videos, reference, target)
-    encoders = [
-        load_encoder(folder) for folder in weights or ()
-    ]  # before hours of measuring, so that a typo costs none
+    # Before hours of measuring, so that a typo costs none.
+    encoders = [load_encoder(folder) for folder in weights or ()]
+    scorers = _scorers(imaging, aesthetic, encoders)
     reports = {video: _measure(video, frames_per_block, first_block, temporal_stride, not as_json) for video in videos}
     extra: dict[Path, dict[str, Any]] = {video: {} for video in reports}
     for video, found in extra.items():
@@ -75,6 +90,8 @@ def evaluate_videos(
             found["fidelity"] = _fidelity(video, reference)
         if encoders:
             found["learned"] = [_learned(video, encoder) for encoder in encoders]
+        if scorers:
+            found["quality"] = [_quality(video, scorer) for scorer in scorers]
     if target is not None:
         from longvid.metrics.plots import plot_reports
 
@@ -142,6 +159,29 @@ def _learned(video: Path, encoder: FrameEncoder) -> Any:
 
     reader = VideoReader(video)
     return learned_consistency(reader, reader.fps, encoder)
+
+
+def _scorers(imaging: Path | None, aesthetic: Path | None, encoders: list[FrameEncoder]) -> list[FrameScorer]:
+    from longvid.metrics.quality import load_aesthetic, load_imaging
+
+    scorers = [] if imaging is None else [load_imaging(imaging)]
+    if aesthetic is not None:
+        clips = [encoder for encoder in encoders if encoder.name.startswith("clip:")]
+        if len(clips) != 1:
+            raise InputError(
+                f"aesthetic={str(aesthetic)!r}: needs one CLIP folder (--weights), got {len(clips)}; "
+                "LAION's sa_0_4_vit_l_14_linear.pth takes the features of ViT-L/14"
+            )
+        scorers.append(load_aesthetic(aesthetic, clips[0]))
+    return scorers
+
+
+def _quality(video: Path, scorer: FrameScorer) -> Any:
+    from longvid.metrics.quality import learned_quality
+    from longvid.metrics.reader import VideoReader
+
+    reader = VideoReader(video)
+    return learned_quality(reader, reader.fps, scorer)
 
 
 def _print_table(reports: dict[Path, VideoReport], extra: dict[Path, dict[str, Any]]) -> None:
@@ -221,5 +261,11 @@ def _extra_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for learned in found.get("learned", ()):
         rows.append(
             (f"consistency, {learned.encoder}", f"{learned.score:.4f} (last 5 s to first {learned.last_to_first:.4f})")
+        )
+    for quality in found.get("quality", ()):
+        name = f"quality, {quality.scorer}"
+        rows.append((f"{name}: mean", f"{quality.mean:.4f}"))
+        rows.append(
+            (f"{name}: first -> last 5 s, spread", f"{quality.first:.4f} -> {quality.last:.4f}, {quality.spread:.4f}")
         )
     return rows

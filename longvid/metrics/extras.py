@@ -7,19 +7,19 @@ from types import ModuleType
 
 from longvid.errors import InputError
 
-_PROVIDED_BY = {"cv2": "OpenCV", "scipy.stats": "SciPy", "matplotlib": "Matplotlib"}
+_PROVIDED_BY = {"cv2": "OpenCV", "scipy.stats": "SciPy", "matplotlib": "Matplotlib", "pyiqa.archs.musiq_arch": "pyiqa"}
 
 
 class MissingExtraError(InputError, ImportError):
-    """A metric needs a library of the ``eval`` extra that is not installed."""
+    """A metric needs a library that is not installed, mostly one of the ``eval`` extra."""
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import ``module``, or raise MissingExtraError that names the library, what needs it and the extra to install."""
+def require(module: str, purpose: str, *, install: str = "'longvid[eval]'") -> ModuleType:
+    """Import ``module``, or raise MissingExtraError that names the library, what needs it and what to ``install``."""
     try:
         return import_module(module)
     except ImportError as error:
         library = _PROVIDED_BY.get(module, module)
         raise MissingExtraError(
-            f"{purpose} needs {library} ({module}), which is not installed: pip install 'longvid[eval]'"
+            f"{purpose} needs {library} ({module}), which is not installed: pip install {install}"
         ) from error

@@ -140,6 +140,8 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(run, clips, sav
     path = save(clips.still(5))
     with pytest.raises(InputError, match=r"weights=.*has no config\.json"):
         run(path, "--weights", tmp_path)
+    with pytest.raises(InputError, match=r"imaging=.*no such file"):
+        run(path, "--imaging", tmp_path / "none.pth")
     with pytest.raises(OutputError, match=r"plot=.*make .*no' first"):
         run(path, "--plot-to", tmp_path / "no" / "folder.png")
     with pytest.raises(OutputError, match=r"plot=.*name a \.png in it"):
