@@ -1,14 +1,16 @@
 """Methods side by side as pictures: frames over time, how far each scene has gone, and what each method remembers.
 
+    python scripts/method_pictures.py "a pink star swings at sunset" --dtype bfloat16 \\
+        --out docs/images/methods.webp --cache docs/images/methods_cache.webp --drift docs/images/methods_drift.webp
+    python scripts/method_pictures.py --drift docs/images/methods_drift.webp
     python scripts/method_pictures.py "a red box hops slowly over the sea" --out docs/images/ouroboros.webp \\
-        --entry fifo --entry ouroboros --entry guidance:fifo,schedule.memory_guidance=0.03
-    python scripts/method_pictures.py "..." "..." --shown 1 --out docs/images/methods.webp \\
-        --drift docs/images/methods_drift.webp --cache docs/images/methods_cache.webp
+        --entry fifo --entry ouroboros --entry guidance:fifo,student=base,schedule.memory_guidance=0.03
 
-Entries are those of benchmarks/methods.py, [LABEL:]METHOD[@MODEL][,key=value...]. Drift is the identity drift of
-longvid.metrics.identity, one point a five-second segment, the mean over the prompts: read it on scenes that stand
-still. With --record it is the scene drift of all videos of a table of benchmarks/methods.py instead. The cache is that
-of the first seconds of the first prompt, a column a block. Needs Matplotlib for both.
+Entries have the names of benchmarks/entries.py: a label of its DEFAULT_ENTRIES, or under a label of its own
+[LABEL:]METHOD[@MODEL][,key=value...]. Without --entry they are all of the default ones that no student was asked for:
+every method on the base, and longvid, whose label names its own student. Drift is the scene drift of all videos of a
+record of benchmarks/methods.py, one point a five-second segment; nothing is rendered for it. The cache is that of the
+first seconds of the first prompt, a column a block. Drift and cache need Matplotlib (extra ``eval``).
 """
 
 from __future__ import annotations
@@ -16,56 +18,85 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.entries import REFERENCES, Entry, Renderer
+from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer
+from longvid.models.students import BASE
 
-DEFAULT = (
-    "self-forcing",
-    "streaming-llm",
-    "longlive",
-    "deep-forcing",
-    "rolling-forcing",
-    "reward-forcing",
-    "radial",
-    "longvid",
-    "fifo",
-    "ouroboros",
-)
-CURVES = ("self-forcing", "streaming-llm", "deep-forcing", "rolling-forcing", "reward-forcing", "longvid", "world")
-LABEL_WIDTH = 130  # pixels
+TIMES = (0.0, 15.0, 30.0, 59.0)  # seconds
+RECORD = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "methods_60s.json"
+LABEL_WIDTH, HEADING_HEIGHT, TEXT_SIZE = 172, 20, 13  # pixels
+COLUMNS = 4  # of the panels with curves and caches
+
+
+def default_entries(model: str = "embedded") -> list[Entry]:
+    """The entries of the table that are no reference, and on the base or on the student that is the method's own."""
+    entries = [Entry.parse(text, model) for text in DEFAULT_ENTRIES]
+    return [entry for entry in entries if entry.method not in REFERENCES and entry.student in (None, BASE)]
+
+
+def find_entry(text: str, model: str) -> Entry:
+    """The default entry with this label, else what ``text`` says. Raises ValueError for a reference, for a malformed
+    entry, and for another entry under a default entry's label."""
+    known = {entry.label: entry for entry in (Entry.parse(default, model) for default in DEFAULT_ENTRIES)}
+    entry = known.get(text) or Entry.parse(text, model)
+    if entry.method in REFERENCES:
+        raise ValueError(f"entry={text!r}: must be a method that a model renders")
+    if known.get(entry.label, entry) != entry:
+        raise ValueError(f"entry={text!r}: {entry.label!r} is the label of another entry of the table; give a new one")
+    return entry
+
+
+def row_label(label: str, student: str | None) -> str:
+    """An entry's label, with the student that it renders with on a second line."""
+    return label if student in (None, BASE) else f"{label}\nstudent: {student}"
 
 
 def film(
-    renderer: Renderer, entry: Entry, prompts: list[str], seed: int, times: list[float]
-) -> list[tuple[np.ndarray, list[float]]]:
-    """A prompt: (frames at `times`, in seconds, side by side [H, W, 3]; the drift of every segment after the first)."""
-    from longvid.metrics.frames import View
-    from longvid.metrics.identity import IdentityMeter
-
-    fps, seconds = renderer.fps(entry), max(times) + 1
-    meters = [IdentityMeter(fps) for _ in prompts]
-    wanted: list[dict[int, Any]] = [{round(at * fps): None for at in times} for _ in prompts]
-    drifts: list[list[float]] = [[] for _ in prompts]
+    renderer: Renderer, entry: Entry, prompts: Sequence[str], seed: int, times: Sequence[float]
+) -> list[np.ndarray]:
+    """A prompt: the frames at ``times``, in seconds, side by side, uint8 [H, W * len(times), 3]."""
+    fps = renderer.fps(entry)
+    places = [round(at * fps) for at in times]
+    kept: list[dict[int, np.ndarray]] = [{} for _ in prompts]
+    parts = [(place, place + 1) for place in sorted(set(places))]
     jobs = [(prompt, None, seed) for prompt in prompts]
-    for chunks in renderer.videos(entry, jobs, seconds, [(0, round(seconds * fps))]):
-        for meter, kept, curve, chunk in zip(meters, wanted, drifts, chunks, strict=True):
-            for place, frame in enumerate(chunk.frames, chunk.start_frame):
-                before = meter.latest
-                meter.update(View(frame))
-                if meter.latest is not before:
-                    curve.append(float(meter.latest))
-                if place in kept:
-                    kept[place] = frame
-    strips = [np.concatenate([frame for frame in kept.values() if frame is not None], axis=1) for kept in wanted]
-    return list(zip(strips, drifts, strict=True))
+    for chunks in renderer.videos(entry, jobs, max(times) + 1, parts):
+        for frames, chunk in zip(kept, chunks, strict=True):
+            frames |= dict(enumerate(chunk.frames, chunk.start_frame))
+    return [np.concatenate([frames[place] for place in places], axis=1) for frames in kept]
+
+
+def strip_picture(rows: Mapping[str, Sequence[np.ndarray]], prompts: Sequence[str], times: Sequence[float]) -> Any:
+    """The strips of every label in ``rows``, one a prompt, under the prompt and a heading of seconds: an RGB image.
+
+    A prompt takes two headings and one row a label.
+    """
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    block = 2 * HEADING_HEIGHT + len(rows) * height
+    picture = Image.new("RGB", (LABEL_WIDTH + width, len(prompts) * block), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT_SIZE)
+    for number, prompt in enumerate(prompts):
+        top = number * block
+        draw.text((6, top + 3), f"“{prompt}”", fill="black", font=font)
+        for place, at in enumerate(times):
+            middle = LABEL_WIDTH + (place + 0.5) * width / len(times)
+            draw.text((middle, top + HEADING_HEIGHT + 3), f"{at:g} s", fill="black", font=font, anchor="ma")
+        for row, (label, strips) in enumerate(rows.items()):
+            start = top + 2 * HEADING_HEIGHT + row * height
+            text = label.replace(",", "\n")
+            draw.multiline_text((6, start + height // 2), text, fill="black", font=font, anchor="lm")
+            picture.paste(Image.fromarray(strips[number]), (LABEL_WIDTH, start))
+    return picture
 
 
 def remembered(renderer: Renderer, entry: Entry, prompt: str, seed: int, seconds: float) -> list[list[tuple[int, str]]]:
@@ -77,44 +108,66 @@ def remembered(renderer: Renderer, entry: Entry, prompt: str, seed: int, seconds
     return [[(frame, cache.role(frame)) for frame in cache.resident] for _ in rollout]
 
 
-def labelled(text: str, frames: np.ndarray) -> np.ndarray:
-    """`frames` [H, W, 3] with a white label on the left."""
-    label = Image.new("RGB", (LABEL_WIDTH, frames.shape[0]), "white")
-    ImageDraw.Draw(label).multiline_text((6, frames.shape[0] // 2 - 12), text.replace(",", "\n"), fill="black")
-    return np.concatenate([np.asarray(label), frames], axis=1)
+def recorded_drifts(figures: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Scene drift by segment of the default entries that a record's ``figures`` hold, and of "world", by label.
+
+    A label says so where an entry has fewer videos than the others.
+    """
+    entries = figures["entries"]
+    most = max(fact["videos"] for fact in entries.values())
+    curves = {}
+    for label in (*(entry.label for entry in default_entries()), "world"):
+        if fact := entries.get(label):
+            few = "" if fact["videos"] == most else f"\n{fact['videos']} of {most} videos"
+            curves[row_label(label, fact["student"]) + few] = fact["drifts"]
+    return curves
 
 
-def drift_picture(curves: dict[str, list[float]], segment: float, out: Path, title: str) -> None:
-    """One line a method: grey levels from the first segment's median image."""
+def panels(count: int) -> tuple[Any, np.ndarray]:
+    """A Matplotlib figure and the ``count`` axes of a grid that share their scales."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for label, values in curves.items():
-        axis.plot([segment * (i + 1.5) for i in range(len(values))], values, marker=".", lw=1.2, label=label)
-    highest = max(value for values in curves.values() for value in values)
-    axis.set(xlabel="seconds", ylabel=title, ylim=(0, 1.1 * highest))
-    axis.legend(fontsize=8)
-    save(figure, out)
-
-
-def cache_picture(caches: dict[str, list[list[tuple[int, str]]]], out: Path) -> None:
-    """A panel a method: blocks from left to right, the latent frames that are held from bottom to top, by role."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from longvid.notebook import ROLE_COLOURS
-
-    columns = min(4, len(caches))
-    rows = -(-len(caches) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.5 * rows), layout="constrained")
+    columns = min(COLUMNS, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(2.3 * columns, 2.0 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis in axes[len(caches) :]:
+    for axis in axes[count:]:
         axis.set_visible(False)
-    for axis, (label, blocks) in zip(axes, caches.items(), strict=False):
+    return figure, axes[:count]
+
+
+def drift_picture(curves: Mapping[str, Sequence[float]], segment: float) -> Any:
+    """A panel a label of ``curves`` but "world": its curve, those of the others in grey, and real video, dashed.
+
+    Values are in grey levels, the first one of the second segment; ``segment`` is in seconds. Gives an RGB image.
+    """
+    methods = {label: values for label, values in curves.items() if label != "world"}
+    figure, axes = panels(len(methods))
+
+    def draw(axis: Any, values: Sequence[float], **style: Any) -> Any:
+        return axis.plot([segment * (i + 1.5) for i in range(len(values))], values, **style)[0]
+
+    for axis, (label, values) in zip(axes, methods.items(), strict=True):
+        for others in methods.values():
+            other = draw(axis, others, color="0.85", lw=0.8)
+        real = draw(axis, curves["world"], color="black", lw=1, ls="--")
+        own = draw(axis, values, color="tab:red", lw=2)
+        axis.set_title(label, fontsize=9)
+        axis.set(xlabel="seconds", ylabel="grey levels", ylim=(0, None))
+        axis.label_outer()
+    names = ["scene drift of the method", "the other methods", "real video of the same scenes"]
+    figure.legend([own, other, real], names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return image(figure)
+
+
+def cache_picture(caches: Mapping[str, list[list[tuple[int, str]]]]) -> Any:
+    """A panel a method: blocks from left to right, the latent frames that are held from bottom to top, by role."""
+    from longvid.notebook import ROLE_COLOURS
+
+    figure, axes = panels(len(caches))
+    for axis, (label, blocks) in zip(axes, caches.items(), strict=True):
         for role, colour in ROLE_COLOURS.items():
             marks = [(place, frame) for place, held in enumerate(blocks) for frame, r in held if r == role]
             if marks:
@@ -124,62 +177,60 @@ def cache_picture(caches: dict[str, list[list[tuple[int, str]]]], out: Path) -> 
         axis.label_outer()
     patches = [axes[0].scatter([], [], marker="s", color=colour, label=role) for role, colour in ROLE_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
-    save(figure, out)
+    return image(figure)
 
 
-def save(figure: Any, out: Path) -> None:
-    """Write a Matplotlib figure in the format of the file's ending, as Pillow has it."""
+def image(figure: Any) -> Any:
+    """A Matplotlib figure as an RGB image: Pillow then writes it in the format of the file's ending."""
     held = io.BytesIO()
     figure.savefig(held, dpi=110, format="png")
-    Image.open(held).convert("RGB").save(out, quality=90)
+    return Image.open(held).convert("RGB")
 
 
-def main() -> None:
-    from longvid.metrics.series import SEGMENT_SECONDS
-
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
-    parser.add_argument("--entry", action="append", metavar="[LABEL:]METHOD[@MODEL][,key=value...]")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("--entry", action="append", metavar="LABEL | [LABEL:]METHOD[@MODEL][,key=value...]")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--at", type=float, nargs="+", default=[0, 5, 15, 30, 45, 59], metavar="SECONDS")
+    parser.add_argument("--at", type=float, nargs="+", default=TIMES, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--out", type=Path, required=True, help="the strip of frames")
-    parser.add_argument("--shown", type=int, help="prompts in the strip, the first ones; all when not given")
-    parser.add_argument("--drift", type=Path, help="the curves")
-    parser.add_argument("--record", type=Path, help="take the curves from this record of benchmarks/methods.py")
-    parser.add_argument("--curves", nargs="+", default=CURVES, metavar="LABEL", help="entries of the record to draw")
+    parser.add_argument("--out", type=Path, help="the strips of frames")
+    parser.add_argument("--drift", type=Path, help="the curves of a record")
+    parser.add_argument("--record", type=Path, default=RECORD, help="of benchmarks/methods.py, for the curves")
     parser.add_argument("--cache", type=Path, help="what each method remembers")
     parser.add_argument("--cache-seconds", type=float, default=20)
-    args = parser.parse_args()
-    entries = [Entry.parse(text, args.model) for text in args.entry or DEFAULT]
-    if named := [entry.label for entry in entries if entry.method in REFERENCES]:
-        parser.error(f"entry={named[0]!r}: must be a method that a model renders")
-    renderer, rows = Renderer(args.device, args.dtype), {}
-    drifts: dict[str, list[Any]] = {}
-    caches: dict[str, Any] = {}
-    for entry in entries:
-        filmed = film(renderer, entry, args.prompts, args.seed, args.at)
-        for number, (frames, curve) in enumerate(filmed):
-            if args.shown is None or number < args.shown:
-                rows[number, entry.label] = labelled(entry.label, frames)
-            drifts.setdefault(entry.label, []).append(curve)
+    args = parser.parse_args(arguments)
+    if not (args.out or args.drift or args.cache):
+        parser.error("nothing to draw: give --out, --cache or --drift")
+    if bool(args.prompts) != bool(args.out or args.cache):
+        parser.error(f"prompts={args.prompts}: --out and --cache need a PROMPT, and --drift alone takes none")
+    if args.prompts:
+        try:
+            entries = [find_entry(text, args.model) for text in args.entry or ()] or default_entries(args.model)
+        except ValueError as error:
+            parser.error(str(error))
+        renderer = Renderer(args.device, args.dtype)
+        strips: dict[str, list[np.ndarray]] = {}
+        caches: dict[str, list[list[tuple[int, str]]]] = {}
+        for entry in entries:
+            label = row_label(entry.label, renderer.pipe(entry).student)
+            if args.out:
+                strips[label] = film(renderer, entry, args.prompts, args.seed, args.at)
+            if args.cache and (held := remembered(renderer, entry, args.prompts[0], args.seed, args.cache_seconds)):
+                caches[label] = held
+        if args.out:
+            strip_picture(strips, args.prompts, args.at).save(args.out, quality=88)
+        if args.cache and not caches:
+            parser.error(f"cache={str(args.cache)!r}: no entry has a cache; name one that has")
         if args.cache:
-            held = remembered(renderer, entry, args.prompts[0], args.seed, args.cache_seconds)
-            caches |= {entry.label: held} if held else {}
-    Image.fromarray(np.concatenate([rows[key] for key in sorted(rows, key=lambda key: key[0])])).save(
-        args.out, quality=88
-    )
+            cache_picture(caches).save(args.cache, quality=90)
     if args.drift:
-        means = {label: np.mean(curves, axis=0).tolist() for label, curves in drifts.items()}
-        title = "identity drift, grey levels"
-        if args.record:
-            entries_of = json.loads(args.record.read_text(encoding="utf-8"))["figures"]["entries"]
-            means, title = {label: entries_of[label]["drifts"] for label in args.curves}, "scene drift, grey levels"
-        drift_picture(means, SEGMENT_SECONDS, args.drift, title)
-    if args.cache:
-        cache_picture(caches, args.cache)
+        from longvid.metrics.series import SEGMENT_SECONDS
+
+        record = json.loads(args.record.read_text(encoding="utf-8"))
+        drift_picture(recorded_drifts(record["figures"]), SEGMENT_SECONDS).save(args.drift, quality=90)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,25 @@ import argparse
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.entries import Renderer
+from scripts.method_pictures import TIMES, film, find_entry, strip_picture
 
 PANELS = (
     ("critic_loss", "critic: flow-matching error"),
     ("dmd_gradient", "student: mean |g|"),
     ("reward", "reward of its clips"),
 )
-SHOWN = (
-    ("deep-forcing", "base"),
-    ("deep-forcing", "self-forcing"),
-    ("rolling-forcing", "rolling-forcing"),
-    ("reward-forcing", "reward-forcing"),
-)
-SECONDS = (0, 5, 15, 30, 45, 59)
+SHOWN = ("deep-forcing", "distilled-deep-forcing", "distilled-rolling-forcing", "distilled-reward-forcing")
+"""Labels of benchmarks/entries.py."""
 
 
 def curves(students: list[Any], out: Path) -> None:
@@ -59,25 +58,14 @@ def curves(students: list[Any], out: Path) -> None:
     Image.open(held).convert("RGB").save(out / "student_training.webp", quality=90)
 
 
-def sheet(prompts: list[str], out: Path) -> None:
-    """A row a (prompt, method and student), a column a time."""
-    from longvid import load
-
-    rows = []
-    pipes = {pair: load("embedded", pair[0], student=pair[1]) for pair in SHOWN}
-    for prompt in prompts:
-        for (method, student), pipe in pipes.items():
-            pipe.set_progress_bar_config(disable=True)
-            wanted = {round(s * pipe.fps): None for s in SECONDS}
-            for chunk in pipe.stream(prompt, seconds=max(SECONDS) + 0.5, seed=0):
-                for at in wanted:
-                    if chunk.start_frame <= at < chunk.start_frame + len(chunk.frames):
-                        wanted[at] = chunk.frames[at - chunk.start_frame]
-            frames = np.concatenate(list(wanted.values()), axis=1)
-            label = Image.new("RGB", (150, frames.shape[0]), "white")
-            ImageDraw.Draw(label).text((4, 50), f"{method}\nstudent: {student}", fill="black")
-            rows.append(np.concatenate([np.asarray(label), frames], axis=1))
-    Image.fromarray(np.concatenate(rows, axis=0)).save(out / "students.webp", quality=85)
+def sheet(prompts: list[str], out: Path, times: Sequence[float] = TIMES) -> None:
+    """A row a (prompt, entry of SHOWN), a column a time in seconds."""
+    renderer, rows = Renderer(None, None), {}
+    for name in SHOWN:
+        entry = find_entry(name, "embedded")
+        label = f"{entry.method}\nstudent: {renderer.pipe(entry).student}"
+        rows[label] = film(renderer, entry, prompts, 0, times)
+    strip_picture(rows, prompts, times).save(out / "students.webp", quality=85)
 
 
 def main() -> None:
