@@ -1,6 +1,6 @@
 """Methods side by side as pictures: frames over time, how far each scene has gone, and what each method remembers.
 
-    python scripts/method_pictures.py "a pink star swings at sunset" --dtype bfloat16 \\
+    python scripts/method_pictures.py "a pink star swings in the evening" --dtype bfloat16 \\
         --out docs/images/methods.webp --cache docs/images/methods_cache.webp --drift docs/images/methods_drift.webp
     python scripts/method_pictures.py --drift docs/images/methods_drift.webp
     python scripts/method_pictures.py "a red box hops slowly over the sea" --out docs/images/ouroboros.webp \\
