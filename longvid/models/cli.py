@@ -16,7 +16,7 @@ from longvid.models.folder import EMBEDDED, ModelFolder, model_folder, read_json
 from longvid.models.students import BASE, FOLDER, find_student, pick_student, student_names
 
 FIGURES = "figures.json"
-"""In the folder of students: what benchmarks/embedded.py measured, a list a student (scripts/student_figures.py)."""
+"""In the folder of students: what benchmarks/methods.py measured, a list a student (scripts/student_figures.py)."""
 _BASE_PAPER = "flow matching, block by block"
 
 
@@ -45,9 +45,11 @@ def models(
     if any(entry["figures"] for entry in entries):
         out.print()
         out.print(_figures_table(entries))
+        seen = next(seen for entry in entries for seen in entry["figures"])
         out.print(
-            "First/last 5 s of a minute on held-out prompts: % of frames whose shape, colour and scene are right, and "
-            "with a single subject; motion against the world's own; drift at the end of what the seed fixes, of 255.",
+            f"Means over {seen['prompts']} held-out prompts, {seen['videos']} videos a row, {seen['seconds']:g} s "
+            "each, the same for all. In the first/last 5 s: % of frames whose shape and scene are right, and with a "
+            "single subject; motion against the world's own; scene drift in grey levels, with its 95 % interval.",
             markup=False,
         )
     out.print("longvid render PROMPT --student NAME takes another than the method's own.", markup=False)
@@ -124,16 +126,17 @@ def _samples(sampling: dict[str, Any]) -> str:
 def _figures_table(entries: list[dict[str, Any]]) -> Table:
     """Fits 80 columns: whole per cents, first and last five seconds."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("student", "method", "shape", "colour", "scene", "single", "motion", "drift"):
+    for heading in ("student", "method", "shape", "scene", "single", "motion", "drift"):
         table.add_column(heading, no_wrap=True)
     for entry in entries:
         for seen in entry["figures"]:
-            ends = (seen["first"], seen["last"])
+            means = seen["means"]
             shares = [
-                "/".join(f"{100 * part[key]:.0f}" for part in ends)
-                for key in ("shape", "colour", "background", "one_subject")
+                "/".join(f"{100 * means[f'{name}_{end}']['estimate']:.0f}" for end in ("first", "last"))
+                for name in ("shape", "background", "one_subject")
             ]
-            motion = "/".join(f"{part['motion'] / seen['world_motion']:.2f}" for part in ends)
-            drift = f"{seen['identity_drift'][-1]:.1f}" if seen["identity_drift"] else ""
-            table.add_row(entry["name"], seen["method"], *shares, motion, drift)
+            motion = means["subject_motion"]["estimate"] / seen["world"]["subject_motion"]
+            drift = means["scene_drift"]
+            told = f"{drift['estimate']:.1f} [{drift['low']:.1f}, {drift['high']:.1f}]"
+            table.add_row(entry["name"], seen["method"], *shares, f"{motion:.2f}", told)
     return table
