@@ -123,8 +123,8 @@ def recorded_drifts(figures: Mapping[str, Any]) -> dict[str, list[float]]:
     return curves
 
 
-def panels(count: int) -> tuple[Any, np.ndarray]:
-    """A Matplotlib figure and the ``count`` axes of a grid that share their scales."""
+def panels(count: int, across: str, up: str) -> tuple[Any, np.ndarray]:
+    """A Matplotlib figure and the ``count`` axes of a grid with shared scales, named at its left and lower ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -135,6 +135,10 @@ def panels(count: int) -> tuple[Any, np.ndarray]:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.set_visible(False)
+    for place, axis in enumerate(axes[:count]):  # the lowest of a column has the scale, the last row or not
+        lowest, leftmost = place + columns >= count, place % columns == 0
+        axis.tick_params(labelbottom=lowest, labelleft=leftmost)
+        axis.set(xlabel=across if lowest else "", ylabel=up if leftmost else "")
     return figure, axes[:count]
 
 
@@ -144,7 +148,7 @@ def drift_picture(curves: Mapping[str, Sequence[float]], segment: float) -> Any:
     Values are in grey levels, the first one of the second segment; ``segment`` is in seconds. Gives an RGB image.
     """
     methods = {label: values for label, values in curves.items() if label != "world"}
-    figure, axes = panels(len(methods))
+    figure, axes = panels(len(methods), "seconds", "grey levels")
 
     def draw(axis: Any, values: Sequence[float], **style: Any) -> Any:
         return axis.plot([segment * (i + 1.5) for i in range(len(values))], values, **style)[0]
@@ -155,8 +159,7 @@ def drift_picture(curves: Mapping[str, Sequence[float]], segment: float) -> Any:
         real = draw(axis, curves["world"], color="black", lw=1, ls="--")
         own = draw(axis, values, color="tab:red", lw=2)
         axis.set_title(label, fontsize=9)
-        axis.set(xlabel="seconds", ylabel="grey levels", ylim=(0, None))
-        axis.label_outer()
+        axis.set_ylim(0, None)
     names = ["scene drift of the method", "the other methods", "real video of the same scenes"]
     figure.legend([own, other, real], names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return image(figure)
@@ -166,15 +169,13 @@ def cache_picture(caches: Mapping[str, list[list[tuple[int, str]]]]) -> Any:
     """A panel a method: blocks from left to right, the latent frames that are held from bottom to top, by role."""
     from longvid.notebook import ROLE_COLOURS
 
-    figure, axes = panels(len(caches))
+    figure, axes = panels(len(caches), "block", "latent frame")
     for axis, (label, blocks) in zip(axes, caches.items(), strict=True):
         for role, colour in ROLE_COLOURS.items():
             marks = [(place, frame) for place, held in enumerate(blocks) for frame, r in held if r == role]
             if marks:
                 axis.scatter(*zip(*marks, strict=True), s=4, marker="s", color=colour, linewidths=0)
         axis.set_title(label, fontsize=9)
-        axis.set(xlabel="block", ylabel="latent frame")
-        axis.label_outer()
     patches = [axes[0].scatter([], [], marker="s", color=colour, label=role) for role, colour in ROLE_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
     return image(figure)
