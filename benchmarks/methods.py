@@ -28,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.costs import measure_costs
 from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer
 from benchmarks.record import Record
-from benchmarks.scores import METRICS, SEGMENT_SECONDS, STATIC, VideoScore
+from benchmarks.scores import METRICS, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
+from longvid.metrics.oracle import STATIC
+from longvid.metrics.series import SEGMENT_SECONDS
 
 LONG_SECONDS, END_SECONDS = 120.0, 60.0
 

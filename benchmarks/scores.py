@@ -1,7 +1,6 @@
 """What benchmarks/methods.py reports of one video: the library's metrics and the oracle's judgement, as flat numbers.
 
-The oracle is the probe of the embedded world (longvid.training.probe): it reads off each frame what a caption fixes
-(colour, shape, background, one subject) and what only the seed does (pattern, size), and where the subject is.
+The oracle is longvid.metrics.oracle.
 """
 
 from __future__ import annotations
@@ -12,12 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scene_drift import SceneDrift
-
-SEGMENT_SECONDS = 5.0
-# Backgrounds whose furniture stands still: only there does a changed median image mean a lost identity.
-STATIC = ("sea", "stars", "sunset")
-LIT = "daynight"  # there the light changes the subject's colour
+from longvid.metrics.oracle import STATIC, Oracle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,71 +68,6 @@ def speed_error(subject_motion: np.ndarray, world: np.ndarray) -> np.ndarray:
     """|log2(speed / the same scene's in real video)| of subject speeds in px/frame, NaN where either is."""
     error: np.ndarray = np.abs(np.log2(np.maximum(subject_motion, SLOWEST) / np.maximum(world, SLOWEST)))
     return error
-
-
-class Oracle:
-    """Collects the probe's reading of a stream; without a probe every score is NaN."""
-
-    def __init__(self, scene: Any, probe: Any, fps: float) -> None:
-        self._scene, self._probe = scene, probe
-        self._span = round(SEGMENT_SECONDS * fps)
-        self._seen: list[dict[str, np.ndarray]] = []
-        self._drift = SceneDrift(self._span)
-        self._frames = 0
-        self._cuts: list[int] = []  # the first frames behind a gap
-
-    def cut(self) -> None:
-        """Frames are left out before the next one."""
-        self._cuts.append(self._frames)
-        self._drift.cut()
-
-    def update(self, frames: np.ndarray) -> None:
-        """Read uint8 frames [T, H, W, 3]."""
-        self._frames += len(frames)
-        if self._probe is not None:
-            from longvid.training.probe import score_frames
-
-            self._seen.append(score_frames(frames, self._probe))
-            self._drift.update(frames, self._seen[-1])
-
-    def drifts(self) -> list[float]:
-        """Scene drift of every segment after the first, NaN where the subject was never single."""
-        return self._drift.drifts
-
-    def scores(self, side: int) -> dict[str, float]:
-        """The oracle's part of METRICS; ``side`` is the frame's side in pixels."""
-        if not self._seen:
-            return {}
-        seen = {name: np.concatenate([part[name] for part in self._seen]) for name in self._seen[0]}
-        total = len(seen["count"])
-        span = min(self._span, max(1, total // 2))
-        ends = {"first": slice(0, span), "last": slice(total - span, total)}
-        found: dict[str, float] = {}
-        for end, part in ends.items():
-            for name in ("colour", "shape", "background"):
-                found[f"{name}_{end}"] = float((seen[name][part] == getattr(self._scene, name)).mean())
-            found[f"one_subject_{end}"] = float((seen["count"][part] == 1).mean())
-        drifts = [d for d in self._drift.drifts if math.isfinite(d)]
-        if drifts:
-            found |= {"scene_drift": float(np.mean(drifts)), "scene_worst": max(drifts)}
-        if self._scene.background != LIT:
-            found["subject_colour"] = self._drift.colour_shift()
-        judged = ("colour", "shape", "background", "one_subject")
-        found["accuracy_lost"] = float(np.mean([found[f"{n}_first"] - found[f"{n}_last"] for n in judged]))
-        one = seen["count"] == 1
-        pair = one[1:] & one[:-1]
-        pair[[frame - 1 for frame in self._cuts if 0 < frame < total]] = False
-        step = np.hypot(np.diff(seen["x"]), np.diff(seen["y"])) * side
-        found["subject_motion"] = float(step[pair].mean()) if pair.any() else 0.0
-        early, late = one[ends["first"]], one.copy()
-        late[ends["first"]] = False
-        if early.any() and late.any():
-            names, counts = np.unique(seen["pattern"][ends["first"]][early], return_counts=True)
-            found["pattern_kept"] = float((seen["pattern"][late] == names[counts.argmax()]).mean())
-        if early.any() and one[ends["last"]].any():
-            sizes = [np.median(seen["radius"][part][one[part]]) for part in ends.values()]
-            found["size_change"] = float(abs(sizes[1] - sizes[0]) * 2 * side)
-        return found
 
 
 class VideoScore:

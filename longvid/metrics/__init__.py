@@ -30,6 +30,8 @@ _PLACES = {
     "identity_drift": "identity",
     "find_faults": "faults",
     "non_finite_frames": "frames",
+    "Oracle": "oracle",
+    "SceneDrift": "scene_drift",
     "compare": "fidelity",
     "psnr": "fidelity",
     "Interval": "bootstrap",

@@ -19,6 +19,7 @@ import torch.nn.functional as nnf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from longvid.errors import InputError, ModelError
 from longvid.training import world
 
 _HEADS = {
@@ -166,21 +167,35 @@ def train_probe(
 
 
 def load_probe(path: Path) -> tuple[Probe, dict[str, float]]:
-    """The probe and its own held-out figures."""
-    from safetensors import safe_open
+    """The probe and its own held-out figures. Raises ModelError for a file that is missing or is no probe."""
+    from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise FileNotFoundError(f"probe={path}: no such file; train it with scripts/train_embedded.py --stage probe")
-    with safe_open(path, "pt") as file:
-        figures = json.loads(file.metadata()["held_out"])
-    probe = Probe()
-    probe.load_state_dict(load_file(path))
+    if not path.is_file():
+        raise ModelError(f"probe={str(path)!r}: no such file; train it with scripts/train_embedded.py --stage probe")
+    try:
+        with safe_open(path, "pt") as file:
+            figures = json.loads(file.metadata()["held_out"])
+        probe = Probe()
+        probe.load_state_dict(load_file(path))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"probe={str(path)!r}: is no probe of the embedded world ({str(error).splitlines()[0]}); give one made by "
+            "scripts/train_embedded.py --stage probe"
+        ) from error
     return probe.eval(), figures
 
 
 @torch.no_grad()
 def score_frames(frames: np.ndarray, probe: Probe) -> dict[str, np.ndarray]:
-    """What each frame [T, H, W, 3] uint8 shows: names a frame, number of subjects, x, y, radius as fractions."""
+    """What each frame [T, 128, 128, 3] uint8 shows: names a frame, number of subjects, x, y, radius as fractions.
+
+    Raises InputError for frames of another size: the probe reads places off that grid alone.
+    """
+    if frames.shape[1:3] != (world.SIZE, world.SIZE):
+        raise InputError(
+            f"frames: {frames.shape[2]}x{frames.shape[1]} pixels, the probe reads {world.SIZE}x{world.SIZE}; give a "
+            "video of the embedded model"
+        )
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     with torch.autocast("cpu", torch.bfloat16):  # as it was trained; twice as fast
         out = [probe(f.float() / 127.5 - 1) for f in pixels.split(64)]

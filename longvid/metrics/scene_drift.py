@@ -1,7 +1,10 @@
 """Does the scene stay the scene, and the subject itself? Identity drift with the subject left out, and its own colour.
 
 A median image of five seconds (longvid.metrics.identity) still holds a subject that moves slowly, and then counts where
-it went as drift. Here the oracle says where the subject is, and its pixels are left out.
+it went as drift. Here the oracle (longvid.metrics.oracle) says where the subject is, and its pixels are left out. What
+is left counts as drift only where the world itself stands still (longvid.metrics.oracle.STATIC).
+
+Shapes: T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
+from longvid.errors import InputError
 
 MARGIN = 1.45  # of the radius: corners of boxes, tips of stars and hearts, and the oracle's own error
 CORE = 0.5  # of the radius: inside every shape but the ring
@@ -20,7 +25,9 @@ class SceneDrift:
     """Collects segments of a video: median images without the subject, and the subject's colour."""
 
     def __init__(self, span: int) -> None:
-        """``span``: frames of a segment."""
+        """``span``: frames of a segment. Raises InputError below 1."""
+        if span < 1:
+            raise InputError(f"span={span!r}: must be at least 1 frame")
         self._span = span
         self._frames = 0
         self._held: list[np.ndarray] = []
@@ -28,9 +35,11 @@ class SceneDrift:
         self._shades: list[np.ndarray] = []
         self._first: np.ndarray | None = None
         self.drifts: list[float] = []
-        """Mean |segment - first segment| in grey levels where both are known, a segment after the first."""
+        """Of each segment after the first: mean |segment - first segment| in grey levels over the pixels known in both,
+        NaN where there is none."""
         self.colours: list[np.ndarray] = []
-        """Median colour [3] of the subject's core, NaN where it was never seen, a segment."""
+        """Of each segment: median colour of the subject's core, float64 [3] in grey levels, NaN where it was never
+        seen."""
 
     def cut(self) -> None:
         """Drop the unfinished segment: what comes is a new one."""
@@ -39,7 +48,8 @@ class SceneDrift:
             held.clear()
 
     def update(self, frames: np.ndarray, seen: Mapping[str, np.ndarray]) -> None:
-        """uint8 frames [T, H, W, 3] and the oracle's x, y, radius [T] (fractions of the side) and count [T]."""
+        """Add uint8 frames [T, H, W, 3] and what the oracle read off them: x, y and radius, float [T] in fractions of
+        the side, and count, int [T]. Frames without exactly one subject are not sampled."""
         side = frames.shape[1]
         rows, columns = np.mgrid[: frames.shape[1], : frames.shape[2]]
         for place, frame in enumerate(frames):
@@ -70,7 +80,7 @@ class SceneDrift:
             held.clear()
 
     def colour_shift(self) -> float:
-        """Distance of the subject's colour in the last segment from the first, mean |difference| in grey levels."""
+        """Mean |difference| of the subject's colour, last segment from first, grey levels; NaN below two segments."""
         return float(np.abs(self.colours[-1] - self.colours[0]).mean()) if len(self.colours) > 1 else float("nan")
 
 

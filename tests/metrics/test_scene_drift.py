@@ -1,14 +1,10 @@
 """Scene drift: what the median image forgets, with the subject left out."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from benchmarks.scene_drift import SceneDrift, median_without
+from longvid.errors import InputError
+from longvid.metrics.scene_drift import SceneDrift, median_without
 
 SIDE, SPAN = 64, 20
 
@@ -77,3 +73,8 @@ def test_a_median_over_what_is_not_hidden():
             assert np.isnan(found[row, column]).all()
         else:
             assert found[row, column] == pytest.approx(seen[(len(seen) - 1) // 2])
+
+
+def test_a_segment_has_frames():
+    with pytest.raises(InputError, match="span=0: must be at least 1 frame"):
+        SceneDrift(0)
