@@ -1,6 +1,6 @@
 """What benchmarks/methods.py reports of one video: the library's metrics and the oracle's judgement, as flat numbers.
 
-The oracle is longvid.metrics.oracle.
+The oracle is longvid.metrics.oracle; its trajectory is not among these numbers, which recorded rows do not have.
 """
 
 from __future__ import annotations

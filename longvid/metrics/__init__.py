@@ -32,6 +32,7 @@ _PLACES = {
     "non_finite_frames": "frames",
     "Oracle": "oracle",
     "SceneDrift": "scene_drift",
+    "measure_trajectory": "trajectory",
     "compare": "fidelity",
     "psnr": "fidelity",
     "Interval": "bootstrap",

@@ -16,6 +16,7 @@ import numpy as np
 from longvid.metrics.frames import check_fps
 from longvid.metrics.scene_drift import SceneDrift
 from longvid.metrics.series import SEGMENT_SECONDS
+from longvid.metrics.trajectory import Trajectory, measure_trajectory
 
 if TYPE_CHECKING:
     from longvid.training.probe import Probe
@@ -63,6 +64,10 @@ class Oracle:
 
     def _readings(self) -> dict[str, np.ndarray]:
         return {name: np.concatenate([part[name] for part in self._seen]) for name in self._seen[0]}
+
+    def trajectory(self) -> Trajectory | None:
+        """The subject's path against the one that the caption asks for; None when nothing was read."""
+        return measure_trajectory(self._readings(), self._scene, self._fps, cuts=self._cuts) if self._seen else None
 
     def scores(self, side: int) -> dict[str, float]:
         """Numbers by name; ``side`` is the frame's side in pixels. Empty when nothing was read.

@@ -89,6 +89,7 @@ def median_without(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     than FEWEST samples are left."""
     known = (~hidden).sum(axis=0)
     ordered = np.sort(np.where(hidden[..., None], np.uint16(999), frames), axis=0)  # hidden ones go last
-    middle = np.take_along_axis(ordered, np.maximum((known - 1) // 2, 0)[None, ..., None], axis=0)[0].astype(np.float32)
+    places = np.maximum((known - 1) // 2, 0)[None, ..., None]
+    middle: np.ndarray = np.take_along_axis(ordered, places, axis=0)[0].astype(np.float32)
     middle[known < FEWEST] = np.nan
     return middle
