@@ -33,6 +33,7 @@ _PLACES = {
     "Oracle": "oracle",
     "SceneDrift": "scene_drift",
     "measure_trajectory": "trajectory",
+    "judge_file": "oracle_file",
     "compare": "fidelity",
     "psnr": "fidelity",
     "Interval": "bootstrap",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from longvid.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from longvid.metrics.learned import FrameEncoder
+    from longvid.metrics.oracle_file import OracleReport
     from longvid.metrics.quality import FrameScorer
     from longvid.metrics.report import VideoReport
 
@@ -66,6 +69,18 @@ def evaluate_videos(
             show_default=False,
         ),
     ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Probe of the embedded world: adds the oracle's scores.", show_default=False),
+    ] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROMPT",
+            help="The caption to judge by.  [default: what the video was rendered from]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure drift, motion, flicker, seams and faults of videos, without any downloaded weights.
 
@@ -83,6 +98,7 @@ def evaluate_videos(
     # Before hours of measuring, so that a typo costs none.
     encoders = [load_encoder(folder) for folder in weights or ()]
     scorers = _scorers(imaging, aesthetic, encoders)
+    judges = _judges(videos, world, probe)
     reports = {video: _measure(video, frames_per_block, first_block, temporal_stride, not as_json) for video in videos}
     extra: dict[Path, dict[str, Any]] = {video: {} for video in reports}
     for video, found in extra.items():
@@ -92,6 +108,8 @@ def evaluate_videos(
             found["learned"] = [_learned(video, encoder) for encoder in encoders]
         if scorers:
             found["quality"] = [_quality(video, scorer) for scorer in scorers]
+        if video in judges:
+            found["oracle"] = judges[video]()
     if target is not None:
         from longvid.metrics.plots import plot_reports
 
@@ -184,6 +202,23 @@ def _quality(video: Path, scorer: FrameScorer) -> Any:
     return learned_quality(reader, reader.fps, scorer)
 
 
+def _judges(videos: list[Path], prompt: str | None, probe: Path | None) -> dict[Path, Callable[[], OracleReport]]:
+    """What asks the oracle about each video; captions and probe are checked here, before anything is measured."""
+    if probe is None:
+        if prompt is not None:
+            raise InputError(f"world={prompt!r}: needs --probe, the file that reads the frames")
+        return {}
+    from longvid.metrics.oracle_file import check_size, judge_file, rendered_prompt
+    from longvid.training.describe import scene_of
+    from longvid.training.probe import load_probe
+
+    scenes = {video: scene_of(rendered_prompt(video) if prompt is None else prompt) for video in videos}
+    for video in videos:
+        check_size(video)
+    net, own = load_probe(probe)
+    return {video: partial(judge_file, video, scene, net, own) for video, scene in scenes.items()}
+
+
 def _print_table(reports: dict[Path, VideoReport], extra: dict[Path, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -258,6 +293,10 @@ def _extra_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         diverged = "never" if f.diverged_at is None else f"frame {f.diverged_at}"
         rows.append(("to reference: identical frames, PSNR", f"{f.identical} of {f.frames}, {f.psnr:.1f} dB"))
         rows.append(("to reference: under 30 dB from", diverged))
+    if "oracle" in found:
+        from longvid.metrics.oracle_file import oracle_rows
+
+        rows += oracle_rows(found["oracle"])
     for learned in found.get("learned", ()):
         rows.append(
             (f"consistency, {learned.encoder}", f"{learned.score:.4f} (last 5 s to first {learned.last_to_first:.4f})")

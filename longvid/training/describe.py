@@ -1,10 +1,12 @@
-"""English captions for scenes of the world, drawn from the vocabulary's synonyms: what the held-out prompts are."""
+"""English captions of the world's scenes, in its vocabulary's synonyms, and the scenes read back from captions."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from longvid.errors import InputError
 from longvid.models.captions import read_caption
+from longvid.prompts import parse_prompt
 from longvid.training import world
 
 _COLOUR = {
@@ -78,3 +80,28 @@ def understood(text: str, scene: world.Scene) -> bool:
     report = read_caption(text)
     concepts = {"speed": "normal"} | report.concepts
     return not report.unknown and concepts == {name: getattr(scene, name) for name in world.CHOICES}
+
+
+def scene_of(prompt: str) -> world.Scene:
+    """The scene that a caption asks for, the inverse of :func:`describe`; normal speed may go unsaid.
+
+    A schedule of one part is a caption ("a red ball bounces in the desert[10s]"). Raises InputError, with the words to
+    choose from, for a caption that leaves colour, shape, motion or background open, names one of them twice, or has
+    words that are not the world's; and for a schedule of several parts.
+    """
+    parts = parse_prompt(prompt).parts
+    if len(parts) != 1:
+        raise InputError(f"world={prompt!r}: {len(parts)} prompts in turn; the oracle judges a video of one caption")
+    report = read_caption(parts[0].text)
+    concepts = {"speed": "normal"} | report.concepts
+    wrong = [
+        *(f"names no {slot} ({', '.join(choices)})" for slot, choices in world.CHOICES.items() if slot not in concepts),
+        *(["has words that are not the world's: " + ", ".join(report.unknown)] if report.unknown else []),
+        *(["names a second choice: " + ", ".join(report.unused)] if report.unused else []),
+    ]
+    if wrong:
+        raise InputError(
+            f"world={prompt!r}: {'; '.join(wrong)}. A caption of the world is such as "
+            "'a red ball bounces slowly over the sea'"
+        )
+    return world.Scene(**concepts)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from longvid.errors import InputError
 from longvid.models.captions import CaptionEncoder, read_caption
 from longvid.models.vocabulary import CONCEPTS, FILLERS, PHRASES, WORDS
 from longvid.training import world
-from longvid.training.describe import describe, held_out_prompts, understood
+from longvid.training.describe import describe, held_out_prompts, scene_of, understood
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,26 @@ def test_every_generated_caption_is_read_back() -> None:
         scene = world.random_scene(rng)
         text = describe(scene, rng)
         assert understood(text, scene), text
+        assert scene_of(text) == scene, text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rule"),
+    [
+        ("a red ball bounces", r"names no background \(sky, sea, stars, sunset, hills, desert, daynight\)"),
+        ("a cat over the sea", "names no colour .*names no shape .*names no motion .*not the world's: cat"),
+        ("a red ball bounces over the blurry sea", "words that are not the world's: blurry"),
+        ("a red yellow ball bounces over the sea", "names a second choice: yellow"),
+        ("a red ball hops at sunset[5s] | a blue box hops at sunset", "2 prompts in turn"),
+    ],
+)
+def test_a_caption_that_is_no_scene_says_what_is_missing(prompt: str, rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        scene_of(prompt)
+
+
+def test_a_schedule_of_one_part_is_a_caption() -> None:
+    assert scene_of("a blue box hops at sunset[20s]") == scene_of("a cobalt cube leaps in the evening")
 
 
 def test_held_out_prompts_are_of_held_out_scenes() -> None:
