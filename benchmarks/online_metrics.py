@@ -3,7 +3,7 @@
 python benchmarks/online_metrics.py --out benchmarks/results/online_metrics_cpu.json
 
 all       StreamMetrics as `longvid eval` and notebooks use it: motion, seams, drift, faults
-viewer    LiveMeter as the server uses it: every fourth frame for drift, every frame for seams
+viewer    LiveMeter as the server uses it: every fourth frame, and every one for flicker and seams
 """
 
 from __future__ import annotations

@@ -11,14 +11,12 @@ from itertools import pairwise
 import numpy as np
 
 from longvid.metrics.extras import MissingExtraError
-from longvid.metrics.frames import THUMB_SIDE, WORKING_SIDE, mean_abs_diff
+from longvid.metrics.frames import THUMB_SIDE, mean_abs_diff
 from longvid.metrics.report import StreamMetrics
 
 SHOWN = ("brightness", "contrast", "saturation", "sharpness", "motion", "start_distance", "identity_drift", "frozen")
-SMALL = WORKING_SIDE * WORKING_SIDE
-"""Pixels up to which every frame is measured: about 3 ms each, so that it keeps under 5."""
 SPARSE = 4
-"""Of larger frames one in so many is measured."""
+"""One frame in so many is measured, which is enough for a gauge: optical flow of each would cost a third of a block."""
 
 logger = logging.getLogger("longvid.serve")
 
@@ -34,8 +32,7 @@ class LiveMeter:
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
-        self._metrics: StreamMetrics | None = None  # made for the first block, whose size decides how many are measured
-        self._stride = 1
+        self._metrics: StreamMetrics | None = None
         self._frames = 0
         self._last: np.ndarray | None = None
         self.drift: dict[str, float] = {}
@@ -58,15 +55,13 @@ class LiveMeter:
 
     def _measured(self, frames_THW3: np.ndarray) -> dict[str, float]:
         if self._metrics is None:
-            _, height, width, _ = frames_THW3.shape
-            self._stride = 1 if height * width <= SMALL else SPARSE
-            self._metrics = _stream_metrics(self._fps / self._stride)
-        chosen = frames_THW3[-self._frames % self._stride :: self._stride]
+            self._metrics = _stream_metrics(self._fps / SPARSE)
+        chosen = frames_THW3[-self._frames % SPARSE :: SPARSE]
         if not len(chosen):
             return {}
         live = self._metrics.update(np.ascontiguousarray(chosen))
         if "motion" in live:
-            live["motion"] /= self._stride  # from one measured frame to the next
+            live["motion"] /= SPARSE  # from one measured frame to the next
         return {name: float(live[name]) for name in SHOWN if name in live and np.isfinite(live[name])}
 
     @staticmethod

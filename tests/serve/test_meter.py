@@ -1,4 +1,4 @@
-"""The numbers of a running session: those of the full meter where frames are small, sampled where they are large."""
+"""The numbers of a running session: those of the full meter, sampled."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def blocks(video: np.ndarray) -> list[np.ndarray]:
     return [video[:9], *(video[at : at + 12] for at in range(9, len(video), 12))]
 
 
-def test_small_frames_have_every_number_of_the_full_meter() -> None:
+def test_the_numbers_are_the_full_meters_within_what_sampling_costs() -> None:
+    """Every fourth frame across blocks of 9 and 12: motion stays in pixels a frame."""
     live, full = LiveMeter(FPS), StreamMetrics(FPS)
     for block in blocks(moving(189)):
         live.update(block)
         told = full.update(block)
-    expected = {name: float(value) for name, value in told.items() if name != "difference"}
-    assert live.drift == pytest.approx(expected | {"flicker": 1 - float(told["difference"]) / 255})
-    assert {"motion", "flicker", "frozen", "identity_drift", "start_distance"} <= set(live.drift)
-    assert live.drift["motion"] > 0.5
+    names = {"brightness", "contrast", "saturation", "sharpness", "motion", "start_distance", "identity_drift"}
+    assert set(live.drift) == names | {"flicker", "frozen"}
+    for name in names:
+        assert live.drift[name] == pytest.approx(float(told[name]), rel=0.3), name
+    assert live.drift["flicker"] == pytest.approx(1 - float(told["difference"]) / 255)
     assert live.drift["frozen"] == 0
 
 
@@ -50,8 +52,7 @@ def test_a_video_that_stands_still_is_told_within_two_seconds(size: int) -> None
     assert live.drift["flicker"] == 1
 
 
-def test_large_frames_are_sampled_evenly_and_give_the_same_speed() -> None:
-    """Every fourth frame across blocks of 9 and 12: motion stays in pixels a frame."""
+def test_frames_twice_as_large_move_twice_as_fast() -> None:
     small, large = LiveMeter(FPS), LiveMeter(FPS)
     slow = moving(57)
     for block in blocks(slow):
