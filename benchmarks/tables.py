@@ -137,6 +137,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def how(record: Mapping[str, Any]) -> str:
     """What was rendered and where, and what the marks in the tables mean."""
     figures, machine = record["figures"], record["machine"]
+    drift = "scene_drift" if "scene_drift" in figures["metrics"] else "identity_drift"  # of a record before scene drift
     dtype = next(iter(figures["entries"].values()))["dtype"] or "the model's own dtype"
     return (
         f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, {shared(figures)}, "
@@ -144,13 +145,13 @@ def how(record: Mapping[str, Any]) -> str:
         f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
         f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
         "\\*: clearly different where neither way is better. Drift is told of scenes that stand still "
-        f"({counted(figures, 'scene_drift')}), and is bold only where the subject's motion is shown to be kept."
+        f"({counted(figures, drift)}), and is bold only where the subject's motion is shown to be kept."
     )
 
 
 def shared(figures: Mapping[str, Any]) -> str:
     """Whether every entry has all its videos."""
-    counts = {entry: fact["videos"] for entry, fact in figures["entries"].items()}
+    counts = {entry: fact["videos"] for entry, fact in figures["entries"].items() if "videos" in fact}
     short = [f"{n} videos of `{entry}`" for entry, n in counts.items() if n < max(counts.values())]
     return "the same for every entry" + (f" but for {', '.join(short)}" if short else "")
 
