@@ -65,13 +65,16 @@ def compared(record: Mapping[str, Any]) -> list[tuple[Entry, str]]:
     return sorted(shown, key=lambda pair: (pair[0].method, pair[1] != BASE, pair[1]))
 
 
+EARNED = ("better", "motion unclear")
+
+
 def earned(figures: Mapping[str, Any], label: str) -> bool:
     """Whether a method picks the student of an entry: in the paired comparison with the baseline, shapes at the end are
-    clearly better, and drift clearly less with motion kept (the verdict "better"). A student costs half the
-    passes, for it needs no guidance."""
+    clearly better, and drift clearly less without being shown to cost motion (the verdicts "better" and "motion
+    unclear"). A student costs half the passes, for it needs no guidance."""
     shape = Interval(**figures["differences"][label]["shape_last"])
     verdict = figures["drift_verdicts"][label]
-    return shape.clear and shape.estimate > 0 and verdict is not None and verdict["verdict"] == "better"
+    return shape.clear and shape.estimate > 0 and verdict is not None and verdict["verdict"] in EARNED
 
 
 def broken_rules(record: Mapping[str, Any]) -> list[str]:
