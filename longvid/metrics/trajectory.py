@@ -2,8 +2,8 @@
 
 The probe says where the subject is (x, y, fractions of the frame's side). Its speed is compared with the world's for
 the same motion and speed word. Its kind is told window by window: shape features of the path, and a Gaussian a motion
-over them (quadratic discriminant analysis), fitted to paths of the world under the probe's own noise. Both halves of
-the calibration are drawn from longvid.training.world; nothing is stored.
+over them (quadratic discriminant analysis), fitted to paths of longvid.training.world under the probe's noise and under
+slow wobbles: a generated subject circles without being on the world's circle to the pixel. Nothing is stored.
 
 Shapes: T frames.
 """
@@ -32,6 +32,7 @@ STILL_EXTENT = 0.03  # of the side; half the slowest drift covers 0.045 in five 
 SHORTEST_SECONDS = 2.0  # of a window: below, a slow drift is a straight line
 LEAST_SEEN = 0.75  # of a window's frames with exactly one subject; those between are interpolated
 NOISE = 0.004  # standard deviation of the probe's error from frame to frame, fractions of the side
+WOBBLE, WOBBLE_SECONDS = 0.02, (10.0, 5.0, 2.5)  # standard deviation of the amplitude, and periods, of three sines
 SMOOTH_SECONDS = 0.2
 SPEEDS_TOLD = (0.3, 3.2)  # times normal: half of slow to twice fast, so that a wrong speed is no wrong kind
 PATHS = 150  # a motion, to calibrate on
@@ -136,12 +137,20 @@ def _gaussians(frames: int, fps: float) -> tuple[tuple[np.ndarray, np.ndarray, f
             ident = world.identity(scene, int(rng.integers(2**31)))
             speed = np.exp(rng.uniform(*np.log(SPEEDS_TOLD)))
             x, y, _ = world.trajectory(scene, ident, speed * (rng.uniform(0, 300) + np.arange(frames) / fps))
-            x, y = (v + NOISE * rng.standard_normal(frames) for v in (x, y))
+            x, y = (wobbled(v, fps, rng) for v in (x, y))
             rows.append(_features(x, y, fps))
         table = np.array(rows)
         covariance = np.cov(table.T) + 1e-6 * np.eye(table.shape[1])  # a feature may be constant for a motion
         fitted.append((table.mean(axis=0), np.linalg.inv(covariance), float(np.linalg.slogdet(covariance)[1])))
     return tuple(fitted)
+
+
+def wobbled(places: np.ndarray, fps: float, rng: np.random.Generator) -> np.ndarray:
+    """Places [T] with the probe's noise and the slow wobble that a generated path may have and stay its kind."""
+    seconds = np.arange(len(places)) / fps
+    waves = [WOBBLE * rng.normal() * np.sin(2 * np.pi * (seconds / p + rng.uniform())) for p in WOBBLE_SECONDS]
+    moved: np.ndarray = places + np.sum(waves, axis=0) + NOISE * rng.standard_normal(len(places))
+    return moved
 
 
 def _features(x: np.ndarray, y: np.ndarray, fps: float) -> np.ndarray:

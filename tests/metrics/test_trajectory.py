@@ -9,7 +9,7 @@ import torch
 
 from longvid.errors import InputError
 from longvid.metrics.oracle import Oracle
-from longvid.metrics.trajectory import NOISE, STILL, measure_trajectory, tell_motion, world_speed
+from longvid.metrics.trajectory import NOISE, STILL, measure_trajectory, tell_motion, wobbled, world_speed
 from longvid.training import world
 
 PROBE = Path(__file__).resolve().parents[2] / "benchmarks" / "probe.safetensors"
@@ -69,9 +69,11 @@ def test_a_frozen_video_has_no_speed_and_no_motion():
     assert (found.speed, found.speed_ratio, found.told, found.motion_right) == (0, 0, (STILL,), 0)
 
 
-@pytest.mark.parametrize(("seconds", "floor"), [(5, 0.99), (2, 0.97)])
-def test_paths_that_were_not_calibrated_on_are_told_apart(seconds, floor):
-    """Measured: 1.00 for five seconds, 0.995 for two, on 1500 paths under the probe's noise."""
+@pytest.mark.parametrize(
+    ("seconds", "wobble", "floor"), [(5, False, 0.98), (2, False, 0.94), (5, True, 0.95), (2, True, 0.90)]
+)
+def test_paths_that_were_not_calibrated_on_are_told_apart(seconds, wobble, floor):
+    """The world's own under the probe's noise, and such as wobble: the shares right are in docs/metrics.md."""
     rng = np.random.default_rng(7)
     right = []
     for motion in world.MOTIONS:
@@ -79,7 +81,10 @@ def test_paths_that_were_not_calibrated_on_are_told_apart(seconds, floor):
             for _ in range(20):
                 seed, start = 10**6 + int(rng.integers(10**6)), rng.uniform(0, 300)
                 seen = path(scene_with(motion, speed), seed=seed, seconds=seconds, start=start)
-                x, y = (seen[name] + NOISE * rng.standard_normal(len(seen[name])) for name in ("x", "y"))
+                if wobble:
+                    x, y = (wobbled(seen[name], world.FPS, rng) for name in ("x", "y"))
+                else:
+                    x, y = (seen[name] + NOISE * rng.standard_normal(len(seen[name])) for name in ("x", "y"))
                 right.append(tell_motion(x, y, world.FPS) == motion)
     assert np.mean(right) >= floor
 
