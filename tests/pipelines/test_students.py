@@ -173,9 +173,11 @@ def test_what_a_dry_run_prints_renders_the_same(folder: Path, tmp_path: Path, ca
 
 def test_models_lists_base_and_students(folder: Path, capsys: Any, monkeypatch: Any, picking: None) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    part = {"shape": 0.9, "colour": 1.0, "background": 1.0, "one_subject": 0.97, "motion": 3.0}
-    seen = {"method": "self-forcing", "seconds": 60, "videos": 48, "first": part, "last": part | {"shape": 0.81}}
-    seen |= {"world_motion": 2.0, "identity_drift": [0.0, 5.25]}
+    parts = {"shape": (0.9, 0.81), "colour": (1.0, 1.0), "background": (1.0, 1.0), "one_subject": (0.97, 0.97)}
+    means = {f"{n}_{end}": {"estimate": v} for n, pair in parts.items() for end, v in zip(("first", "last"), pair)}
+    means |= {"subject_motion": {"estimate": 3.0}, "scene_drift": {"estimate": 5.24, "low": 4.0, "high": 6.5}}
+    seen = {"method": "self-forcing", "seconds": 60, "videos": 48, "prompts": 24, "means": means}
+    seen["world"] = {"subject_motion": 2.0}
     (folder / FOLDER / FIGURES).write_text(json.dumps({"quick": [seen]}))
     entries = {entry["name"]: entry for entry in model_entries(folder)}
     assert list(entries) == ["base", "quick", "rolling"]
@@ -189,7 +191,8 @@ def test_models_lists_base_and_students(folder: Path, capsys: Any, monkeypatch: 
     assert main(["models", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "90/81 " in shown
-    assert "1.50/1.50 5.2" in shown
+    assert "1.50   5.2 [4.0, 6.5]" in shown
+    assert "24 held-out prompts, 48 videos" in " ".join(shown.split())
     assert "3 steps, renoise, no guidance" in shown
     assert main(["models", "nobody/nothing"]) == 2
     assert "is no local folder" in capsys.readouterr().err
