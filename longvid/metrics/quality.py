@@ -136,9 +136,8 @@ def _state(path: Path, name: str) -> dict[str, Any]:
     import torch
 
     try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True
-        )  # a pickle may hold code: tensors alone are read
+        # A pickle may hold code: tensors alone are read.
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{name}={str(path)!r}: cannot be read as weights of PyTorch ({error})") from error
     if not isinstance(state, dict):

@@ -14,6 +14,15 @@ from benchmarks.claims import CLAIMS, Claim, judge
 from benchmarks.scores import METRICS
 from benchmarks.tables import how, markdown, summarise, with_speed_error
 
+RECORD = {
+    "commit": "abc",
+    "machine": {"gpu": None, "processor": "cpu", "threads": 1},
+    "versions": {"torch": "2"},
+    "seconds": 60,
+    "prompts": 12,
+    "seeds": 2,
+}
+
 
 def tables(rng, labels=("self-forcing", "other"), *, prompts=12, **shift):
     """Random tables in which "other" differs from the baseline by ``shift`` in the named metrics."""
@@ -46,15 +55,7 @@ def test_a_claim_about_an_entry_that_was_not_run_is_not_judged():
 
 def page(found):
     entry = {"model": "m", "student": None, "weights": None, "failed": [], "videos": 24, "dtype": None}
-    record = {
-        "commit": "abc",
-        "machine": {"gpu": None, "processor": "cpu", "threads": 1},
-        "versions": {"torch": "2"},
-        "seconds": 60,
-        "prompts": 12,
-        "seeds": 2,
-    }
-    return markdown(record | {"figures": found | {"costs": {}, "entries": dict.fromkeys(found["means"], entry)}})
+    return markdown(RECORD | {"figures": found | {"costs": {}, "entries": dict.fromkeys(found["means"], entry)}})
 
 
 @pytest.mark.parametrize(
@@ -97,18 +98,10 @@ def test_the_page_says_which_entries_have_fewer_videos_and_on_how_many_prompts_d
         side["scene_drift"][5:] = np.nan
     found = summarise(table, "self-forcing", resamples=99)
     entry = {"dtype": None, "videos": 24}
-    record = {
-        "commit": "abc",
-        "machine": {"gpu": None, "processor": "cpu", "threads": 1},
-        "versions": {"torch": "2"},
-        "seconds": 60,
-        "prompts": 12,
-        "seeds": 2,
-    }
-    whole = how(record | {"figures": found | {"entries": {"self-forcing": entry, "other": entry}}})
+    whole = how(RECORD | {"figures": found | {"entries": {"self-forcing": entry, "other": entry}}})
     assert "the same for every entry, the model's" in whole
     assert "scenes that stand still (5 prompts)" in whole
-    short = how(record | {"figures": found | {"entries": {"self-forcing": entry, "other": entry | {"videos": 16}}}})
+    short = how(RECORD | {"figures": found | {"entries": {"self-forcing": entry, "other": entry | {"videos": 16}}}})
     assert "the same for every entry but for 16 videos of `other`" in short
 
 
