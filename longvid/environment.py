@@ -23,6 +23,7 @@ def environment() -> list[tuple[str, str]]:
 
     from longvid.models.folder import EMBEDDED
     from longvid.plan import human_bytes
+    from longvid.precision import native_types
     from longvid.presets import config_root, method_names
 
     facts = [
@@ -32,6 +33,7 @@ def environment() -> list[tuple[str, str]]:
         ("processor", f"{_processor()}, {os.cpu_count()} cores"),
         ("memory", _memory(human_bytes)),
         ("threads", str(torch.get_num_threads())),
+        ("fast types", native_types()),
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

@@ -14,6 +14,7 @@ from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
 from longvid.errors import InputError, ModelError
 from longvid.models.folder import model_defaults, model_folder
 from longvid.models.students import BASE, Student, fuse_student, pick_student, student_defaults
+from longvid.precision import warn_if_slow
 from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
@@ -33,7 +34,8 @@ def load(
 
     model: "embedded" (ships in the package), a local folder (diffusers' format, or Wan's original one), or a hub id.
     method: a name of `longvid methods`, or a MethodConfig that is used as it is. device: where it runs; the GPU when
-    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU. student: "base", or one of the model's
+    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU; a RuntimeWarning when a CPU has no
+    instructions for it. student: "base", or one of the model's
     students (`longvid models`), which is merged into the weights; None takes the method's own where the model has it
     (`use_method` later keeps the weights as they are). overrides: nested values over the method,
     {"cache": {"window": 12}}. components: diffusers components to use in place of the folder's.
@@ -46,6 +48,7 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    warn_if_slow("dtype", dtype, device)
     cls = getattr(longvid, config.pipeline)
     chosen = _student(model, config, student, components)
     defaults = student_defaults(model, chosen)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from longvid.config import require, whole
 from longvid.models.autoencoder import AutoencoderTinyVideo
+from longvid.precision import low_precision
 from longvid.training import world
 from longvid.training.journal import JsonLog, load_checkpoint, save_checkpoint
 
@@ -95,14 +96,14 @@ def held_out_psnr(vae: AutoencoderTinyVideo, pixels: np.ndarray) -> float:
 
 
 class Reconstruction(nn.Module):
-    """``forward_train``, its products in bfloat16, as the one call that DistributedDataParallel needs to see."""
+    """``forward_train``, in bfloat16 where that pays, as the one call that DistributedDataParallel needs to see."""
 
     def __init__(self, vae: AutoencoderTinyVideo) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(frames.device.type, torch.bfloat16):
+        with low_precision(frames.device):
             out, z = self.vae.forward_train(frames, noise)
         return out.float(), z.float()
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from longvid.config import one_of, require, whole
 from longvid.models.autoencoder import AutoencoderTinyVideo
 from longvid.models.captions import CaptionEncoder
+from longvid.precision import low_precision
 from longvid.training import world
 from longvid.training.backbone import sequence_forward
 from longvid.training.journal import JsonLog, load_checkpoint, save_checkpoint
@@ -62,11 +63,11 @@ class Diffusion(nn.Module):
         self._sequence = torch.compile(sequence_forward, dynamic=False) if compiled else sequence_forward
 
     def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Velocity float32 [B, C, K, h, w] of a sequence, its products in bfloat16.
+        """Velocity float32 [B, C, K, h, w] of a sequence, its products in bfloat16 where the device multiplies it.
 
         noisy: [B, C, K, h, w]. sigma: [B, K] in [0, 1]. ids: caption rows [B, 5]. positions: [K]. mask: bool [K, K].
         """
-        with torch.autocast(noisy.device.type, torch.bfloat16):
+        with low_precision(noisy.device):
             text = self.text_encoder(ids)
             velocity = self._sequence(self.transformer, noisy, 1000 * sigma, text, positions, mask)
         return velocity.float()

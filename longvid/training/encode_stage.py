@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from longvid.models.autoencoder import AutoencoderTinyVideo
+from longvid.precision import low_precision
 from longvid.training import world
 
 LATENT_FRAMES = 21
@@ -53,8 +54,8 @@ def encode_stage(folder: Path, vae: AutoencoderTinyVideo, *, batch: int = 4) -> 
     """Encode ``videos.npy`` to ``latents.npy`` float16 [N, C, 21, h, w] (raw), then set and save the VAE's statistics.
 
     Mean and deviation a channel are taken over the later latent frames of a sample of clips, since the first latent
-    frame is one of 21, and saved to ``folder/vae``. Products are bfloat16. Runs on one process, on the device of
-    ``vae``.
+    frame is one of 21, and saved to ``folder/vae``. Products are bfloat16 where that pays. Runs on one process, on the
+    device of ``vae``.
     """
     pixels = np.load(folder / "videos.npy", mmap_mode="r")
     clips = len(json.loads((folder / "videos.json").read_text())["seeds"])
@@ -65,7 +66,7 @@ def encode_stage(folder: Path, vae: AutoencoderTinyVideo, *, batch: int = 4) -> 
     vae = vae.to(memory_format=torch.channels_last)
     for i in range(0, clips, batch):
         frames = torch.from_numpy(np.array(pixels[i : i + batch])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with low_precision(vae.device):
             z = vae.encode_groups(vae.group(frames.to(vae.device)), None)[0]
         latents[i : i + batch] = z.float().cpu().numpy().astype(np.float16)
     latents.flush()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longvid.errors import InputError, ModelError
+from longvid.precision import low_precision
 from longvid.training import world
 
 _HEADS = {
@@ -154,7 +155,7 @@ def train_probe(
     for _ in range(steps):
         index = torch.from_numpy(rng.choice(len(pixels), batch, replace=False))
         x = _degrade(pixels[index].float() / 127.5 - 1, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision("cpu"):
             out = probe(x)
         loss = _loss({k: v.float() for k, v in out.items()}, {k: v[index] for k, v in target.items()})
         optimizer.zero_grad(set_to_none=True)
@@ -197,7 +198,7 @@ def score_frames(frames: np.ndarray, probe: Probe) -> dict[str, np.ndarray]:
             "video of the embedded model"
         )
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    with torch.autocast("cpu", torch.bfloat16):  # as it was trained; twice as fast
+    with low_precision("cpu"):  # as it was trained; twice as fast where there are instructions for it
         out = [probe(f.float() / 127.5 - 1) for f in pixels.split(64)]
     joined = {name: torch.cat([o[name] for o in out]) for name in _HEADS}
     scored = {name: np.array(names)[joined[name].argmax(1).numpy()] for name, names in _NAMES.items()}

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from longvid.errors import InputError
+from longvid.precision import warn_if_slow
 from longvid.training.distill.adapter import adapter_rank, set_trained_weights, trained_weights
 from longvid.training.distill.clip import decode_clip, judged_clip
 from longvid.training.distill.config import StudentConfig, plain, require_same
@@ -75,6 +76,7 @@ class Distiller:
             raise InputError(f"lora_rank={config.lora_rank}: the student's adapter has {adapter_rank(parts.student)}")
         device = self.accelerator.device
         parts.pipe.to(device)
+        warn_if_slow("precision", getattr(torch, config.precision), device)
         how: dict[str, Any] = {"precision": getattr(torch, config.precision), "recompute": config.recompute}
         self._teacher = Network(parts.teacher.to(device), **how)
         self._generator = self.accelerator.prepare_model(StudentRollout(Network(parts.student, **how)))
