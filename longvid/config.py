@@ -204,6 +204,8 @@ class CacheConfig:
     """participative: give selected tokens new phases as equations 10-11 say; the released code never does."""
     ema_alpha: float = 0.999
     """ema-sink: share of the old sink at each merge (released code; the paper also names 0.99)."""
+    static: int = 0
+    """ema-sink: first latent frames of the sink that stay as they are, the average behind them (ours; whole blocks)."""
     hole_free: bool = False
     """deep-sink, participative: put the sink directly before the tail; the released code leaves a block's hole."""
     commit_window: int = 0
@@ -229,7 +231,7 @@ class CacheConfig:
             require(self.sink < window, "cache.sink", self.sink, rule)
         for name in ("budget", "recent", "max_reuse"):
             whole(f"cache.{name}", getattr(self, name), 1)
-        for name in ("commit_window", "cache_frames"):
+        for name in ("commit_window", "cache_frames", "static"):
             whole(f"cache.{name}", getattr(self, name), 0)
         if self.policy == "participative":
             least = self.sink + self.recent

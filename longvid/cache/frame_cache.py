@@ -68,7 +68,7 @@ class FrameKVCache:
         self._raw = allocate(raw_shape, dtype, device) if raw_tokens else None
         # An EMA in half precision loses steps below 2 % of a value: merged sinks have a float32 master.
         self._masters: tuple[Tensor, Tensor] | None = None
-        self._merged = False
+        self._merged: tuple[int, ...] = ()
         scratch = Scratch(0)
         compress = policy if isinstance(policy, ParticipativePolicy) else None
         self.layers = []
@@ -94,7 +94,7 @@ class FrameKVCache:
         self._own_slots: tuple[int, ...] = ()
         self._window = 0
         self._views: dict[str, CallView] = {}
-        self._merged = False
+        self._merged = ()
 
     # ---------------------------------------------------------------- what is there
 
@@ -135,7 +135,7 @@ class FrameKVCache:
             raise ValueError(f"frame={frame}: not resident; resident are {list(self.resident)}")
         index = self.resident.index(frame)
         if index < self.policy.sink:
-            return "merged" if self._merged else "sink"
+            return "merged" if frame in self._merged else "sink"
         if self._compress and frame not in range(self.resident[-1] - self.policy.recent + 1, self.resident[-1] + 1):  # type: ignore[attr-defined]
             return "selected"
         return "recent"
@@ -259,7 +259,7 @@ class FrameKVCache:
                 self._phases[self._slots.pop(frame)] = None
         self._order = list(plan.keep)
         if not plan.keep:
-            self._merged = False
+            self._merged = ()
         self._own_slots = self._free(len(plan.store))
         self._memory, self._recache, self._open = dict(plan.memory), plan, newest
 
@@ -356,29 +356,30 @@ class FrameKVCache:
         assert self._raw is not None
         t = self.tokens_per_frame
         slots = [self._slots[f] for f in into]
-        sink = slice(0, len(slots) * t)
-        if slots != list(range(len(slots))):
-            raise RuntimeError(f"cache: sink frames {list(into)} are in slots {slots}, not in front")
+        first = slots[0] * t
+        if slots != list(range(slots[0], slots[0] + len(slots))):
+            raise RuntimeError(f"cache: sink frames {list(into)} are in slots {slots}, not side by side")
         if not self._merged:
-            self.set_masters(self._raw[:, :, sink], self._values[:, :, sink])
+            sink = slice(first, first + len(slots) * t)
+            self.set_masters(into, self._raw[:, :, sink], self._values[:, :, sink])
         assert self._masters is not None
         for i, frame in enumerate(evicted):
             a, part = self._slots[frame] * t, slice(i * t, (i + 1) * t)
             for master, storage in zip(self._masters, (self._raw, self._values), strict=True):
-                leaving, merged = pieces(storage[:, :, a : a + t]), pieces(storage[:, :, part])
+                leaving, merged = (pieces(storage[:, :, b : b + t]) for b in (a, first + i * t))
                 ema_merge(pieces(master[:, :, part]), leaving, alpha, out=merged)  # all layers: one launch a frame
         for slot in slots:
             self._phases[slot] = None
         self.stats.merged_frames += len(evicted)
 
-    def set_masters(self, keys: Tensor, values: Tensor) -> None:
-        """Merged sinks, un-roped keys and values [layers, B, T, N, D], in float32 from now on."""
+    def set_masters(self, frames: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Merged sink frames, their un-roped keys and values [layers, B, T, N, D], in float32 from now on."""
         if self._masters is None:
             shape, device = tuple(keys.shape), self._keys.device
             self._masters = (allocate(shape, torch.float32, device), allocate(shape, torch.float32, device))
         self._masters[0].copy_(keys)
         self._masters[1].copy_(values)
-        self._merged = True
+        self._merged = tuple(frames)
 
     # ---------------------------------------------------------------- integrity, snapshot
 

@@ -76,7 +76,7 @@ def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any
         "slots": [cache._slots[frame] for frame in cache._order],
         "phases": list(cache._phases),
         "memory": dict(cache._memory),
-        "merged": cache._merged,
+        "merged": list(cache._merged),
     }
     for i, store in enumerate(cache.layers):
         if store.selector is not None:
@@ -104,7 +104,7 @@ def restore_snapshot(cache: FrameKVCache, tensors: dict[str, Tensor], meta: dict
     if cache._raw is not None:
         cache._raw[:, :, : tensors["raw"].shape[2]] = tensors["raw"]
     if meta["merged"]:
-        cache.set_masters(tensors["master_keys"], tensors["master_values"])
+        cache.set_masters(meta["merged"], tensors["master_keys"], tensors["master_values"])
     cache._order = list(meta["order"])
     cache._slots = dict(zip(cache._order, meta["slots"], strict=True))
     cache._phases = list(meta["phases"])

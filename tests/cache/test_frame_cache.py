@@ -31,6 +31,7 @@ POLICIES = {
     "deep-sink": lambda: DeepSinkPolicy(window=12, sink=5, frames_per_block=N),
     "deep-sink-hole-free": lambda: DeepSinkPolicy(window=12, sink=5, frames_per_block=N, hole_free=True),
     "ema-sink": lambda: EmaSinkPolicy(window=9, sink=3, ema_alpha=0.8, frames_per_block=N),
+    "ema-behind-static": lambda: EmaSinkPolicy(window=12, sink=6, static=3, ema_alpha=0.8, frames_per_block=N),
     "participative": lambda: ParticipativePolicy(
         window=12, sink=4, budget=9, recent=4, max_reuse=2, frames_per_block=N
     ),
@@ -267,6 +268,24 @@ def test_ema_sink_is_the_average_that_the_paper_writes():
         sink = 0.7 * sink + 0.3 * block
     torch.testing.assert_close(cache.layers[0].values[:, :t], sink, atol=1e-6, rtol=0)
     assert [cache.role(f) for f in cache.resident] == ["merged"] * 3 + ["recent"] * 6
+
+
+def test_a_static_block_in_front_of_the_average_stays_to_the_bit_and_the_average_is_the_same():
+    beside = Player(make(EmaSinkPolicy(window=12, sink=6, static=3, ema_alpha=0.7, frames_per_block=N), layers=1))
+    t, written = 3 * beside.cache.tokens_per_frame, []
+    for start in range(0, 24, N):
+        beside.block(start, calls=0)
+        slot = beside.cache.slot(start) * beside.cache.tokens_per_frame
+        written.append([getattr(beside.cache.layers[0], n)[:, slot : slot + t].clone() for n in ("raw", "values")])
+    average = written[1]
+    for block in written[2:6]:  # blocks 2..5 have left: two of sink and two recent ones are there
+        average = [0.7 * a + 0.3 * b for a, b in zip(average, block, strict=True)]
+    for name, first, mean in zip(("raw", "values"), written[0], average, strict=True):
+        stored = getattr(beside.cache.layers[0], name)
+        assert torch.equal(stored[:, :t], first)
+        torch.testing.assert_close(stored[:, t : 2 * t], mean, atol=1e-6, rtol=0)
+    roles = [beside.cache.role(f) for f in beside.cache.resident]
+    assert roles == ["sink"] * 3 + ["merged"] * 3 + ["recent"] * 6
 
 
 def test_reset_leaves_nothing_of_the_scene_before():

@@ -98,16 +98,17 @@ def test_deep_sink_shifts_of_the_released_code():
     assert shifts == [0, 3, 6, 9, 12, 15]
 
 
-@given(n=sizes, tail=st.integers(1, 5), blocks=block_counts)
-def test_ema_sink_merges_every_evicted_block_once(n, tail, blocks):
-    policy = EmaSinkPolicy(window=n * (tail + 2), sink=n, frames_per_block=n)
+@given(n=sizes, tail=st.integers(1, 5), still=st.integers(0, 2), blocks=block_counts)
+def test_ema_sink_merges_every_evicted_block_once_and_no_static_one(n, tail, still, blocks):
+    static, sink = still * n, (still + 1) * n
+    policy = EmaSinkPolicy(window=n * (tail + still + 2), sink=sink, static=static, frames_per_block=n)
     merged = []
     for start, resident, plan in run(policy, blocks, n):
         if plan.merge:
             merged += plan.merge.evicted
-            assert plan.merge.into == tuple(resident[:n]) == tuple(range(n))
+            assert plan.merge.into == tuple(resident[static:sink]) == tuple(range(static, sink))
         assert plan.denoise.own_positions[-1] < policy.window
-        assert merged == list(range(n, max(n, start + n - policy.window + n)))
+        assert merged == list(range(sink, max(sink, start + n - policy.window + sink)))
 
 
 def test_ema_sink_refuses_an_evicted_span_of_another_length():
@@ -204,6 +205,8 @@ def test_participative_released_triggers_and_shifts():
         (lambda: DeepSinkPolicy(window=9, sink=0, frames_per_block=3), "sink=0.*at least 1"),
         (lambda: DeepSinkPolicy(window=9, sink=8, frames_per_block=3), "window=9.*use 11 or more"),
         (lambda: EmaSinkPolicy(window=9, sink=3, frames_per_block=3, ema_alpha=1.5), "ema_alpha=1.5"),
+        (lambda: EmaSinkPolicy(window=9, sink=3, static=3, frames_per_block=3), "behind its 3 static.*use sink=6"),
+        (lambda: EmaSinkPolicy(window=9, sink=5, static=2, frames_per_block=3), "static=2: must be whole blocks of 3"),
         (lambda: RollingPolicy(window=4, sink=3, frames_per_block=3), "window=4"),
         (
             lambda: ParticipativePolicy(window=21, sink=10, budget=12, recent=4, frames_per_block=3),
@@ -233,6 +236,7 @@ def test_impossible_combinations_are_refused(make, message):
         (CacheConfig(policy="deep-sink", window=21, sink=10), DeepSinkPolicy),
         (CacheConfig(policy="participative", window=21, sink=10), ParticipativePolicy),
         (CacheConfig(policy="ema-sink", window=9, sink=3), EmaSinkPolicy),
+        (CacheConfig(policy="ema-sink", window=12, sink=6, static=3), EmaSinkPolicy),
         (CacheConfig(policy="rolling", window=21, sink=3), RollingPolicy),
     ],
     ids=lambda x: getattr(x, "policy", ""),

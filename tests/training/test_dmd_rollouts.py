@@ -25,6 +25,7 @@ POLICIES = {
     "sink": SlidingPolicy(window=9, sink=3, frames_per_block=3),
     "relative": SlidingPolicy(window=9, sink=1, positions="window", frames_per_block=3),
     "ema": EmaSinkPolicy(window=9, sink=3, ema_alpha=0.5, frames_per_block=3),
+    "ema-behind-static": EmaSinkPolicy(window=12, sink=6, static=3, ema_alpha=0.5, frames_per_block=3),
     "rolling": RollingPolicy(window=12, sink=3, frames_per_block=3),
 }
 

@@ -107,6 +107,7 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
             window=window,
             sink=cache.sink,
             ema_alpha=cache.ema_alpha,
+            static=cache.static,
             frames_per_block=n,
             commit_window=cache.commit_window,
         )

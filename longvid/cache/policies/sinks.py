@@ -70,21 +70,34 @@ class EmaSinkPolicy:
     """EMA-Sink (Reward Forcing, arXiv 2512.04678, sec. 3.2; released code of 2025-12-15): frames that leave the window
     are averaged into the sink, frame by frame, token by token: ``sink <- a * sink + (1 - a) * evicted``.
 
-    Positions count 0, 1, 2... in the order of the cache. The evicted span must be as long as the sink; the release
-    silently overwrites the sink otherwise, we refuse.
+    Positions count 0, 1, 2... in the order of the cache. The evicted span must be as long as the averaged part of the
+    sink; the release silently overwrites the sink otherwise, we refuse.
+
+    static: the first frames of the sink, which no merge touches; the average stands behind them (ours; 0 is the paper).
     """
 
     name = "ema-sink"
     rephase: Rephase = "all"
 
     def __init__(
-        self, *, window: int, sink: int, frames_per_block: int, ema_alpha: float = 0.999, commit_window: int = 0
+        self,
+        *,
+        window: int,
+        sink: int,
+        frames_per_block: int,
+        ema_alpha: float = 0.999,
+        static: int = 0,
+        commit_window: int = 0,
     ) -> None:
         require(0.0 <= ema_alpha <= 1.0, f"ema_alpha={ema_alpha}: must be in [0, 1]; the release uses 0.999")
         require(
-            sink == frames_per_block,
-            f"sink={sink}: the EMA sink merges one evicted block into it, so it must be as long as a block; "
-            f"use sink={frames_per_block}",
+            static >= 0 and static % frames_per_block == 0,
+            f"static={static}: must be whole blocks of {frames_per_block} frames, which is how the sink is filled",
+        )
+        require(
+            sink == static + frames_per_block,
+            f"sink={sink}: the EMA sink merges one evicted block into it, so behind its {static} static frames it must "
+            f"be as long as a block; use sink={static + frames_per_block}",
         )
         require(
             window >= sink + frames_per_block,
@@ -93,18 +106,20 @@ class EmaSinkPolicy:
         )
         check_commit_window(commit_window, frames_per_block)
         self.window, self.sink, self.ema_alpha, self.commit_window = window, sink, float(ema_alpha), commit_window
+        self.static = static
         self.capacity = window
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         evicted, kept = evict_oldest(resident, frames, self.window, self.sink)
         merge = None
         if evicted:
-            if len(evicted) != self.sink:
+            averaged = tuple(resident[self.static : self.sink])
+            if len(evicted) != len(averaged):
                 raise InputError(
                     f"window={self.window}: {len(evicted)} frames leave at frame {start}, but the EMA sink holds "
-                    f"{self.sink}; use a window of {len(resident)} or {len(resident) + frames}"
+                    f"{len(averaged)}; use a window of {len(resident)} or {len(resident) + frames}"
                 )
-            merge = Merge(evicted, tuple(resident[: self.sink]), self.ema_alpha)
+            merge = Merge(evicted, averaged, self.ema_alpha)
         cached = len(kept)
         denoise = View(kept, tuple(range(cached)), tuple(range(cached, cached + window)))
         return Plan(evicted, denoise, commit_view(denoise, start, frames, self.commit_window), merge, dict(memory))
