@@ -7,17 +7,20 @@ An entry is [LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]; without a stud
 "world" is the world itself (real video of the same scene and seed), "autoencoder" the same through the model's
 autoencoder: what no method can beat. Of a video over two minutes the first five seconds and the last minute are scored.
 Each finished video is a line of OUT with the ending .rows.jsonl; a run that was stopped goes on from there, and a
-changed method, model or length is rendered anew. --report-only makes the tables of the lines that are there;
-scripts/results_tables.py puts them into docs/results.md. Costs are measured
-at every report, entry after entry, one video at a time (--cost-rounds 0 leaves them out).
+changed method, model or length is rendered anew. The report packs the lines it rests on into OUT with the ending
+.rows.xz, which lies beside the record in the repository: another machine goes on from it, and nobody needs to render
+again what was rendered. Delete it to score anew. --report-only makes the tables of the lines that are there;
+scripts/results_tables.py puts them into docs/results.md. Costs are measured at every report, entry after entry, one
+video at a time (--cost-rounds 0 leaves them out).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +48,27 @@ def scored_parts(seconds: float, fps: float) -> Parts:
 
 
 class Rows:
-    """Finished videos, one JSON line each; what is there is not rendered again."""
+    """Finished videos, one JSON line each; what is there is not rendered again.
 
-    def __init__(self, path: Path) -> None:
+    path: lines of this machine, appended to. packed: lines of a record, compressed, which the newer ones go before.
+    """
+
+    def __init__(self, path: Path, packed: Path | None = None) -> None:
         self._path = path
         self._rows: dict[str, dict[str, Any]] = {}
+        if packed is not None and packed.exists():
+            self._take(lzma.decompress(packed.read_bytes()))
         if path.exists():
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             if len(whole) < len(data):  # the line that was being written when the run was stopped
                 path.write_bytes(whole)
-            for line in whole.splitlines():
-                row = json.loads(line)
-                self._rows[self._key(row["video"])] = row
+            self._take(whole)
+
+    def _take(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            row = json.loads(line)
+            self._rows[self._key(row["video"])] = row
 
     @staticmethod
     def _key(video: dict[str, Any]) -> str:
@@ -71,6 +82,13 @@ class Rows:
         with self._path.open("a") as out:
             out.write(json.dumps(row) + "\n")
         self._rows[self._key(row["video"])] = row
+
+    def pack(self, path: Path, videos: Iterable[dict[str, Any]]) -> None:
+        """Write the lines of those videos that are there, in their order."""
+        found = (self.get(video) for video in videos)
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found if row is not None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lzma.compress(text.encode()))
 
 
 def chosen_prompts(count: int, *, skip: int = 0, still: bool = False) -> list[tuple[str, Any]]:
@@ -125,7 +143,9 @@ def collect(
         from longvid.training.probe import load_probe
 
         probe, own = load_probe(args.probe)
-    rows = Rows(args.rows or args.out.with_suffix(".rows.jsonl"))
+    packed = args.out.with_suffix(".rows.xz")
+    rows = Rows(args.rows or args.out.with_suffix(".rows.jsonl"), packed)
+    used: list[dict[str, Any]] = []
     prompts = chosen_prompts(args.prompts, skip=args.skip_prompts, still=args.still)
     tables: dict[str, dict[str, np.ndarray]] = {}
     facts: dict[str, Any] = {}
@@ -147,6 +167,7 @@ def collect(
         failed: list[str] = []
         drifts: list[list[float | None]] = []
         rendered = 0
+        used += wanted.values()
         for place, video in wanted.items():
             row = rows.get(video)
             if row is None:
@@ -170,6 +191,7 @@ def collect(
             "failed": failed,
             "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],
         }
+    rows.pack(packed, used)
     return with_speed_error(tables), facts, own
 
 

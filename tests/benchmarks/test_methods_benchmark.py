@@ -234,6 +234,21 @@ def test_rows_survive_a_torn_last_line(tmp_path):
     assert Rows(tmp_path / "a.rows.jsonl").get({"seed": 2}) is not None
 
 
+def test_a_packed_record_is_gone_on_from_elsewhere_and_newer_lines_go_before_it(tmp_path):
+    """Videos that a report rests on are lost with the machine unless they lie beside it."""
+    rows = Rows(tmp_path / "here.rows.jsonl")
+    for seed in range(3):
+        rows.add({"video": {"seed": seed}, "failed": None, "scores": {"motion": seed / 3}, "drifts": [None]})
+    rows.pack(tmp_path / "record.rows.xz", [{"seed": 2}, {"seed": 0}, {"seed": 7}])
+
+    there = Rows(tmp_path / "there.rows.jsonl", tmp_path / "record.rows.xz")
+    assert there.get({"seed": 2}) == rows.get({"seed": 2})
+    assert there.get({"seed": 1}) is None, "only what the report rests on"
+    there.add({"video": {"seed": 0}, "failed": None, "scores": {"motion": 9.0}, "drifts": []})
+    again = Rows(tmp_path / "there.rows.jsonl", tmp_path / "record.rows.xz")
+    assert again.get({"seed": 0})["scores"] == {"motion": 9.0}
+
+
 def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_path, tiny_model_folder, monkeypatch):
     out, page_file = tmp_path / "m.json", tmp_path / "m.md"
     arguments = ["--model", str(tiny_model_folder), "--probe", "none", "--prompts", "2", "--seeds", "1"]
@@ -266,6 +281,7 @@ def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_pa
         raise AssertionError("rendered again")
 
     monkeypatch.setattr(methods.Renderer, "videos", never)
+    out.with_suffix(".rows.jsonl").unlink()  # another machine: what lies beside the record is enough
     methods.main([*arguments, "--cost-rounds", "0"])
     assert json.loads(out.read_text())["figures"]["means"] == first["means"]
     with pytest.raises(AssertionError, match="rendered again"):
