@@ -33,7 +33,7 @@ PAGE = "docs/results.md"
 RESULTS = pages.ROOT / "benchmarks" / "results"
 GLANCE = ("scene_drift", "subject_motion", "speed_error", "shape_last", "one_subject_last", "consistency_10s")
 LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
-SEARCH = "beyond_60s.json"
+SEARCHES = {"beyond": "beyond_60s.json", "ideas": "ideas_60s.json"}
 
 
 @cache
@@ -88,10 +88,11 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
         found[f"{length}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
     found["cost"] = lambda: cost_table(read(LENGTHS["minute"])["figures"])
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
-    if (RESULTS / SEARCH).exists():
-        found["beyond-how"] = lambda: how(read(SEARCH))
-        found["beyond"] = lambda: section_table(read(SEARCH)["figures"], BEYOND)
-        found["beyond-verdicts"] = lambda: verdict_table(read(SEARCH)["figures"])
+    for key, name in SEARCHES.items():
+        if (RESULTS / name).exists():
+            found[f"{key}-how"] = lambda name=name: how(read(name))  # type: ignore[misc]
+            found[key] = lambda name=name: section_table(read(name)["figures"], BEYOND)  # type: ignore[misc]
+            found[f"{key}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
     return {name: (PAGE, make) for name, make in found.items()}
 
 
