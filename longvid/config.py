@@ -25,6 +25,7 @@ SAMPLERS = ("renoise", "euler", "ab2")
 POLICIES = ("full", "window", "sink", "deep-sink", "participative", "ema-sink", "rolling", "radial")
 POSITIONS = ("absolute", "window")
 ATTENTION_KINDS = ("dense", "radial")
+RECENCY_BACKENDS = ("auto", "native")  # the others take no bias
 FUSIONS = ("sum", "max")
 RECACHES = ("none", "window", "all")
 FIFO_CONTEXTS = ("lowest", "clean")
@@ -253,11 +254,20 @@ class AttentionConfig:
     """"auto", or a backend by name; `longvid env` lists those that work here."""
     strict: bool = False
     """Falling back to a slower backend is an error instead of a warning."""
+    recency: float = 0.0
+    """beta of a bias that lets cached frames between sink and newest block count less with age (Recency Forcing, arXiv
+    2609.19729), the oldest exp(-beta) times as much before normalisation; 0 is off, try 4. Not for "radial"."""
 
     def __post_init__(self) -> None:
         one_of("attention.kind", self.kind, ATTENTION_KINDS)
         good = isinstance(self.backend, str) and bool(self.backend)
         require(good, "attention.backend", self.backend, 'must be "auto" or the name of a backend')
+        finite("attention.recency", self.recency, 0)
+        if self.recency:
+            rule = f'needs attention.kind="dense", not {self.kind!r}, whose kernels take no bias; use 0'
+            require(self.kind == "dense", "attention.recency", self.recency, rule)
+            rule = f'takes no bias of attention.recency={self.recency:g}; use "auto" or "native"'
+            require(self.backend in RECENCY_BACKENDS, "attention.backend", self.backend, rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +297,11 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str) and bool(self.name), "name", self.name, "must name the method")
+        if self.attention.recency:
+            value, rule = self.attention.recency, 'needs a cache of past frames, schedule.kind="fifo" has none; use 0'
+            require(self.schedule.kind != "fifo", "attention.recency", value, rule)
+            rule = 'needs whole frames, cache.policy="participative" keeps single tokens; use 0, or another policy'
+            require(self.cache.policy != "participative", "attention.recency", value, rule)
         block, window = self.schedule.frames_per_block, self.cache.window
         if window > 0 and self.schedule.kind != "fifo":
             rule = f"must be at least schedule.frames_per_block={block}: the window includes the current block"

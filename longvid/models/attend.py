@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
-from longvid.config import AttentionConfig
+from longvid.config import AttentionConfig, MethodConfig
 from longvid.errors import InputError, UnknownNameError
 from longvid.kernels.attention import ATTENTION_BACKENDS, block_sparse_attention, merge_attention
 from longvid.kernels.backend import BackendError
@@ -22,6 +22,17 @@ from longvid.kernels.blocks import BlockCSR, uniform_starts
 from longvid.kernels.radial import RadialSpec, rollout_blocks
 
 from .attention import Attend, AttentionCall
+from .recency import Recency, recency_attend
+
+
+def attend_for_method(method: MethodConfig) -> Attend | None:
+    """The attention function of a method's calls; None for dense attention without a bias.
+
+    Raises InputError for a backend that its attention does not have.
+    """
+    if method.attention.recency:
+        return recency_attend(Recency.of(method))
+    return attend_for(method.attention, max(1, method.cache.sink))
 
 
 def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
@@ -34,6 +45,8 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
     distance, as published. Blocks are cut inside frames, so that a grid of any size keeps every block that it should.
     Tokens that a policy selected one by one (Deep Forcing) belong to no frame any more: every query sees them and the
     sinks in front of them; the whole frames behind them are banded.
+
+    A recency bias needs to know blocks and cache, so it is `attend_for_method`'s.
 
     The function takes `extra` = (key [B, M, N, D], value, valid bool [B, M]): tokens from outside the grid, which every
     query sees.

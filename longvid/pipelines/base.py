@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longvid.config import MethodConfig
 from longvid.errors import InputError
-from longvid.models.attend import attend_for, set_dense_backend
+from longvid.models.attend import attend_for_method, set_dense_backend
 from longvid.models.denoiser import Denoiser, TextContext
 from longvid.models.students import BASE
 from longvid.models.vae_stream import streaming_decoder, streaming_encoder
@@ -256,7 +256,7 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if schedule.sampler not in ("renoise", "euler"):
             raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
-        denoiser = Denoiser(self.transformer, attend_for(config, max(1, cache.sink)), self._execution_device)
+        denoiser = Denoiser(self.transformer, attend_for_method(request.method), self._execution_device)
         set_dense_backend(self.transformer, config, denoiser.device)
         kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
         return Rollout(
