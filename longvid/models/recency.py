@@ -95,9 +95,8 @@ def recency_attend(recency: Recency) -> Attend:
 
     The bias is the same in all layers, heads and calls: also in a block's commit call, which sees what the denoise
     calls see unless `cache.commit_window` narrows it. In a joint window (schedule "rolling") the distance counts from
-    the window's first frame, for all of its frames; Rolling Forcing's window of 21 leaves such calls one block of history,
-    so that only its commits and last calls are biased. A recache (one call over all remembered frames) has no history
-    beside the sink, so no bias.
+    the window's first frame, for all of its frames. A recache (one call over all remembered frames) has no history
+    beside the sink, so no bias; nor has a call whose window leaves one block of history or none.
 
     gamma is constant where the paper's doubles with every denoising step: attention does not know the step, a joint
     window holds all steps in one call, and students have one to five steps where the paper counts four.
