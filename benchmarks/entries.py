@@ -178,6 +178,19 @@ def excerpts(
                 yield [VideoChunk(frames, block.index, low) for frames in shown]
 
 
+def completed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts that were recorded before a setting existed, with the setting's default, which is what was done then."""
+    from longvid.config import AttentionConfig, CacheConfig, ScheduleConfig, to_mapping
+
+    method, parts = (
+        facts.get("method"),
+        {"schedule": ScheduleConfig, "cache": CacheConfig, "attention": AttentionConfig},
+    )
+    if not isinstance(method, dict) or not parts.keys() <= method.keys():
+        return facts
+    return facts | {"method": method | {part: to_mapping(kind()) | method[part] for part, kind in parts.items()}}
+
+
 def fingerprint(model: str, student: str | None = None) -> str | None:
     """Hash of a local model's components, or of one of its students; None for a hub id. What else lies in its folder
     changes no frame."""

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.costs import measure_costs
-from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer
+from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer, completed
 from benchmarks.record import Record
 from benchmarks.scores import METRICS, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
@@ -68,6 +68,7 @@ class Rows:
     def _take(self, lines: bytes) -> None:
         for line in lines.splitlines():
             row = json.loads(line)
+            row["video"] = completed(row["video"])
             self._rows[self._key(row["video"])] = row
 
     @staticmethod

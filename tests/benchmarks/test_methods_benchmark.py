@@ -249,6 +249,19 @@ def test_a_packed_record_is_gone_on_from_elsewhere_and_newer_lines_go_before_it(
     assert again.get({"seed": 0})["scores"] == {"motion": 9.0}
 
 
+def test_videos_recorded_before_a_setting_existed_are_not_rendered_again(tmp_path, tiny_model_folder):
+    video = Renderer(None, None).facts(Entry.parse("rolling-forcing", str(tiny_model_folder))) | {"seed": 0}
+    older = json.loads(json.dumps(video))
+    del older["method"]["cache"]["static"], older["method"]["attention"]["recency"]
+    (tmp_path / "a.rows.jsonl").write_text(
+        json.dumps({"video": older, "failed": None, "scores": {}, "drifts": []}) + "\n"
+    )
+    rows = Rows(tmp_path / "a.rows.jsonl")
+    assert rows.get(video) is not None
+    changed = video | {"method": video["method"] | {"cache": video["method"]["cache"] | {"static": 3}}}
+    assert rows.get(changed) is None
+
+
 def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_path, tiny_model_folder, monkeypatch):
     out, page_file = tmp_path / "m.json", tmp_path / "m.md"
     arguments = ["--model", str(tiny_model_folder), "--probe", "none", "--prompts", "2", "--seeds", "1"]
