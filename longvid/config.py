@@ -203,6 +203,9 @@ class CacheConfig:
     """participative: how often a token may be selected (released code; the paper does not name it)."""
     unify: bool = False
     """participative: give selected tokens new phases as equations 10-11 say; the released code never does."""
+    per_head: bool = False
+    """participative: each attention head keeps tokens of its own choice; the paper makes one choice for all heads of a
+    layer."""
     ema_alpha: float = 0.999
     """ema-sink: share of the old sink at each merge (released code; the paper also names 0.99)."""
     static: int = 0

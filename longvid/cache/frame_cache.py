@@ -104,7 +104,7 @@ class FrameKVCache:
         if self._compress:
             selector = self.layers[0].selector
             assert selector is not None
-            return tuple(dict.fromkeys(selector.frames[0, : selector.length].tolist()))
+            return tuple(torch.unique(selector.frames[0, : selector.length]).tolist())
         return tuple(self._order)
 
     @property
@@ -131,12 +131,13 @@ class FrameKVCache:
 
     def role(self, frame: int) -> str:
         """'sink', 'merged' (a sink that evicted frames were averaged into), 'selected' or 'recent'."""
-        if frame not in self.resident:
-            raise ValueError(f"frame={frame}: not resident; resident are {list(self.resident)}")
-        index = self.resident.index(frame)
+        resident = self.resident
+        if frame not in resident:
+            raise ValueError(f"frame={frame}: not resident; resident are {list(resident)}")
+        index = resident.index(frame)
         if index < self.policy.sink:
             return "merged" if frame in self._merged else "sink"
-        if self._compress and frame not in range(self.resident[-1] - self.policy.recent + 1, self.resident[-1] + 1):  # type: ignore[attr-defined]
+        if self._compress and frame not in range(resident[-1] - self.policy.recent + 1, resident[-1] + 1):  # type: ignore[attr-defined]
             return "selected"
         return "recent"
 

@@ -202,6 +202,7 @@ class NaiveTokens:
     """Participative compression on plain lists of tokens, one sample after the other.
 
     Each token remembers its un-roped key, value, place in the frame, reuse count, and the position that it is read at.
+    Where every head chooses for itself, a head is a sample of its own, with one head: nothing else is different.
     """
 
     def __init__(self, cache: NaiveCache) -> None:
@@ -209,9 +210,9 @@ class NaiveTokens:
         assert isinstance(self.policy, ParticipativePolicy)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.positions = torch.zeros(cache.batch, 0, dtype=torch.long)
-        self.places = torch.zeros(cache.batch, 0, dtype=torch.long)
-        self.counts = torch.zeros(cache.batch, 0, dtype=torch.long)
+        self.positions: Tensor | None = None
+        self.places: Tensor | None = None
+        self.counts: Tensor | None = None
         self.queries: Tensor | None = None
         self.shift = 0
         self.origin: int | None = None
@@ -219,8 +220,20 @@ class NaiveTokens:
         self.pending: tuple[Tensor, Tensor] | None = None
 
     def read(self, view: NaiveView, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.policy, ParticipativePolicy)
+        if not self.policy.per_head:
+            return self._read(view, query, key, value)
+        heads = key.shape[2]
+        alone = (x.transpose(1, 2).flatten(0, 1).unsqueeze(2) for x in (query, key, value))  # [B N, L, 1, D]
+        keys, values = self._read(view, *alone)
+        shape = (-1, heads, *keys.shape[1::2])
+        return keys.reshape(shape).transpose(1, 2), values.reshape(shape).transpose(1, 2)
+
+    def _read(self, view: NaiveView, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         policy, t = self.policy, self.cache.rotary.tokens_per_frame
         assert isinstance(policy, ParticipativePolicy)
+        if self.positions is None or self.places is None or self.counts is None:
+            self.positions, self.places, self.counts = torch.zeros(3, key.shape[0], 0, dtype=torch.long)
         self.pending = (key.clone(), value.clone())
         limit = policy.recent * t
         self.queries = query if self.queries is None else torch.cat([self.queries, query], dim=1)
@@ -236,7 +249,10 @@ class NaiveTokens:
             rotated = rotate_tokens(keys, positions, places, self.cache.rotary)
             keep = policy.keep(cached, own, self.queries.shape[1], t)
             counts = torch.cat([self.counts, torch.zeros(key.shape[0], own, dtype=torch.long)], dim=1)
-            kept = torch.stack([self._choose(rotated[b], counts[b], b, keep) for b in range(key.shape[0])])
+            ranked = [self._rank(rotated[b], counts[b], b, keep) for b in range(key.shape[0])]
+            top = min(keep.top, *(len(best) for best in ranked))  # all keep as many
+            newest = range(keep.recent_start, keep.total)
+            kept = torch.tensor([[*range(keep.sink), *sorted(best[:top]), *newest] for best in ranked])
             chosen = slice(keep.sink, kept.shape[1] - (keep.total - keep.recent_start))
             counts = counts.gather(1, kept)
             counts[:, chosen] += 1
@@ -257,8 +273,8 @@ class NaiveTokens:
         self.block = view.start
         return rotate_tokens(keys, positions, places, self.cache.rotary), values
 
-    def _choose(self, rotated: Tensor, counts: Tensor, sample: int, keep: Any) -> Tensor:
-        """Indices that stay: sink, the top candidates below the reuse limit, recent."""
+    def _rank(self, rotated: Tensor, counts: Tensor, sample: int, keep: Any) -> list[int]:
+        """The candidates below the reuse limit, best first."""
         policy = self.policy
         assert isinstance(policy, ParticipativePolicy)
         assert self.queries is not None
@@ -268,11 +284,13 @@ class NaiveTokens:
         candidates = [
             i for i in range(keep.sink, keep.recent_start) if not policy.max_reuse or int(counts[i]) < policy.max_reuse
         ]
-        best = sorted(candidates, key=lambda i: float(scores[i]), reverse=True)[: keep.top]
-        return torch.tensor([*range(keep.sink), *sorted(best), *range(keep.recent_start, keep.total)])
+        return sorted(candidates, key=lambda i: float(scores[i]), reverse=True)
 
     def append(self, frames: int) -> None:
         assert self.pending is not None
+        assert self.positions is not None
+        assert self.places is not None
+        assert self.counts is not None
         key, value = self.pending
         t, batch = self.cache.rotary.tokens_per_frame, key.shape[0]
         labels = torch.tensor(self.cache.open_block).repeat_interleave(t).expand(batch, -1)

@@ -1,6 +1,8 @@
 """Participative compression on one layer's tokens: scores answered by the attention, bookkeeping, compaction.
 
-Shape letters: B batch, T tokens in the cache and the new block, L tokens of a call, N heads, D head dim.
+Shape letters: B batch, T tokens in the cache and the new block, L tokens of a call, N heads, D head dim, H choices: one
+for all heads (1), or one a head (N). What is known of a token is kept once for each choice, [B, T, H]: after a
+compression token t of one head and token t of another need not be the same.
 Deep Forcing, arXiv 2512.05081, sec. 4.2, as released.
 """
 
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longvid.kernels.cache_ops import column_scores, gather_tokens
+from longvid.kernels.cache_ops import column_scores, gather_head_tokens, gather_tokens, head_scores
 
 from .policies.participative import ParticipativePolicy
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Selection:
-    """What the last compression saw and chose, for inspection: scores [B, T] (-inf outside the candidates), the reuse
-    counters before it [B, T], and the chosen token indices [B, C], ascending."""
+    """What the last compression saw and chose, for inspection: scores [B, T, H] (-inf outside the candidates), the
+    reuse counters before it [B, T, H], and the chosen token indices [B, C, H], ascending."""
 
     scores: Tensor
     counts_before: Tensor
@@ -32,17 +34,24 @@ class Selection:
 
 
 class TokenSelector:
-    """Token bookkeeping of one layer: how many tokens are cached, how often each was chosen, which frame it is from."""
+    """Token bookkeeping of one layer: how many tokens are cached, how often each was chosen, which frame it is from.
+
+    counts int32, frames int64 and places int64 (the place in the frame) are [B, capacity, H]; the first `length` tokens
+    count. The sink's and the recent frames' rows are the same for every choice.
+    """
 
     def __init__(self, policy: ParticipativePolicy, store_keys: Tensor, tokens_per_frame: int) -> None:
         batch, capacity, heads, dim = store_keys.shape
         self.policy, self.tokens_per_frame = policy, tokens_per_frame
+        self.choices = heads if policy.per_head else 1
         self.length = 0
         self.shift = 0
         self.origin: int | None = None
-        self.counts = torch.zeros(batch, capacity, dtype=torch.int32, device=store_keys.device)
-        self.frames = torch.full((batch, capacity), -1, dtype=torch.int64, device=store_keys.device)
-        self.places = torch.arange(capacity, device=store_keys.device).remainder(tokens_per_frame).repeat(batch, 1)
+        shape, device = (batch, capacity, self.choices), store_keys.device
+        self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.frames = torch.full(shape, -1, dtype=torch.int64, device=device)
+        places = torch.arange(capacity, device=device).remainder(tokens_per_frame)
+        self.places = places[:, None].repeat(batch, 1, self.choices)
         self.queries = store_keys.new_zeros(batch, policy.recent * tokens_per_frame, heads, dim)
         self.held = 0
         self.last: Selection | None = None
@@ -86,15 +95,18 @@ class TokenSelector:
         self.held = min(size, self.held + new)
 
     def scores(self, keys_BTND: Tensor, queries: int) -> Tensor:
-        """Importance of each key to the newest `queries` query tokens: raw dot products summed over heads and, for
-        "sum", over queries (eq. 7); [B, T] float32."""
-        return column_scores(self.queries[:, self.queries.shape[1] - queries :], keys_BTND, fusion=self.policy.fusion)
+        """Importance of each key to the newest `queries` query tokens: raw dot products summed over heads (unless each
+        chooses) and, for "sum", over queries (eq. 7); [B, T, H] float32."""
+        newest, fusion = self.queries[:, self.queries.shape[1] - queries :], self.policy.fusion
+        if self.policy.per_head:
+            return head_scores(newest, keys_BTND, fusion=fusion).transpose(1, 2).contiguous()
+        return column_scores(newest, keys_BTND, fusion=fusion).unsqueeze(-1)
 
     def _compress(self, store: LayerStore, start: int, new_keys_BLND: Tensor) -> None:
         policy, own = self.policy, new_keys_BLND.shape[1]
         keep = policy.keep(self.length, own, self.held, self.tokens_per_frame)
         batch, device = self.counts.shape[0], store.keys.device
-        counts = torch.cat([self.counts[:, : self.length], self.counts.new_zeros(batch, own)], dim=1)
+        counts = torch.cat([self.counts[:, : self.length], self.counts.new_zeros(batch, own, self.choices)], dim=1)
         keys = torch.cat([store.keys[:, : self.length], new_keys_BLND], dim=1)
         scores = self.scores(keys, keep.total - keep.recent_start)
         scores[:, : keep.sink] = -math.inf
@@ -102,19 +114,23 @@ class TokenSelector:
         allowed = scores
         if policy.max_reuse:
             allowed = scores.masked_fill(counts >= policy.max_reuse, -math.inf)
+        # As many tokens for every sample and choice as the one with the fewest candidates has: they share a storage.
         available = int((allowed[:, keep.sink : keep.recent_start] > -math.inf).sum(dim=1).min())
         top = min(keep.top, available)
         chosen = allowed.topk(top, dim=1).indices.sort(dim=1).values
         self.last = Selection(scores, counts, chosen)
 
         # Compact to [sink | chosen | recent]; the sink does not move, the new block is written by the caller.
-        recent = torch.arange(keep.recent_start, self.length, device=device).expand(batch, -1)
+        recent = torch.arange(keep.recent_start, self.length, device=device)[:, None].expand(batch, -1, self.choices)
         moved = torch.cat([chosen, recent], dim=1)
         end = keep.sink + moved.shape[1]
-        packed = gather_tokens(store.keys, store.values, moved)
+        if policy.per_head:
+            packed = gather_head_tokens(store.keys, store.values, moved)
+        else:
+            packed = gather_tokens(store.keys, store.values, moved[..., 0])
         store.keys[:, keep.sink : end], store.values[:, keep.sink : end] = packed
         if policy.unify and store.raw is not None:
-            index = moved[..., None, None].expand(-1, -1, *store.raw.shape[2:])
+            index = moved.unsqueeze(-1).expand(-1, -1, *store.raw.shape[2:])
             store.raw[:, keep.sink : end] = store.raw.gather(1, index)
         self.frames[:, keep.sink : end] = self.frames.gather(1, moved)
         self.places[:, keep.sink : end] = self.places.gather(1, moved)
@@ -131,14 +147,15 @@ class TokenSelector:
             )
 
     def _unify(self, store: LayerStore, first: int, count: int, recent: int) -> None:
-        """Read the chosen tokens as consecutive frames that end right before frame `recent` (eq. 10-11)."""
+        """Read the chosen tokens as consecutive frames that end right before frame `recent` (eq. 10-11): the i-th of
+        every choice in the same frame, each at its own place."""
         assert store.raw is not None
         t = self.tokens_per_frame
         frames = -(-count // t)
-        index = torch.arange(count, device=store.keys.device).div(t, rounding_mode="floor")
+        index = torch.arange(count, device=store.keys.device).div(t, rounding_mode="floor")[:, None]
         places = self.places[:, first : first + count]
         cos, sin = (
-            table.reshape(frames, t, 1, -1)[index.expand_as(places), places]
+            table.reshape(frames, t, -1)[index.expand_as(places), places]
             for table in store.rotary.at(range(recent - frames, recent))
         )
         store.rotary.apply(store.raw[:, first : first + count], cos, sin, out=store.keys[:, first : first + count])
@@ -147,7 +164,7 @@ class TokenSelector:
         """Rotate the sink's un-roped keys by their total angle, once: repeated bf16 rotation would rot them."""
         assert store.raw is not None
         sink = self.sink_tokens
-        positions = [int(f) + self.shift for f in self.frames[0, : sink : self.tokens_per_frame].tolist()]
+        positions = [int(f) + self.shift for f in self.frames[0, : sink : self.tokens_per_frame, 0].tolist()]
         store.rotary.rotate(store.raw[:, :sink], positions, out=store.keys[:, :sink])
 
     def commit(self, ids: list[int]) -> None:
@@ -155,7 +172,7 @@ class TokenSelector:
         a, s = self.length, self.tokens_per_frame
         for i, frame in enumerate(ids):
             self.frames[:, a + i * s : a + (i + 1) * s] = frame
-            self.places[:, a + i * s : a + (i + 1) * s] = torch.arange(s, device=self.places.device)
+            self.places[:, a + i * s : a + (i + 1) * s] = torch.arange(s, device=self.places.device)[:, None]
         self.counts[:, a : a + len(ids) * s] = 0
         self.length = a + len(ids) * s
         self._block = None
@@ -183,8 +200,8 @@ class TokenSelector:
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.length, self.shift, self.origin, self.held = meta["length"], meta["shift"], meta["origin"], meta["held"]
-        self.counts[:, : self.length] = tensors["counts"].to(self.counts)
-        self.frames[:, : self.length] = tensors["frames"].to(self.frames)
-        self.places[:, : self.length] = tensors["places"].to(self.places)
+        for name, own in (("counts", self.counts), ("frames", self.frames), ("places", self.places)):
+            # Snapshots from before there were choices have no last axis.
+            own[:, : self.length] = tensors[name].reshape(own.shape[0], self.length, self.choices).to(own)
         self.queries.copy_(tensors["queries"])
         self.last, self._block = None, None

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from longvid.errors import InputError
 
+from .policies.participative import ParticipativePolicy
+
 if TYPE_CHECKING:
     from .frame_cache import FrameKVCache
 
@@ -56,6 +58,10 @@ def _token_problems(cache: FrameKVCache) -> list[str]:
     return problems
 
 
+def _per_head(cache: FrameKVCache) -> bool:
+    return isinstance(cache.policy, ParticipativePolicy) and cache.policy.per_head
+
+
 def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if cache.open_block:
         raise InputError(f"snapshot(): block {list(cache.open_block)} is open; commit or abort it first")
@@ -71,6 +77,7 @@ def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any
     meta: dict[str, Any] = {
         "policy": cache.policy.name,
         "capacity": cache.policy.capacity,
+        "per_head": _per_head(cache),
         "tokens": tokens,
         "order": list(cache._order),
         "slots": [cache._slots[frame] for frame in cache._order],
@@ -87,11 +94,11 @@ def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def restore_snapshot(cache: FrameKVCache, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    for name, mine in (("policy", cache.policy.name), ("capacity", cache.policy.capacity)):
-        if meta[name] != mine:
-            raise InputError(
-                f"{name}={mine!r}: the snapshot was taken with {meta[name]!r}; restore with the same settings"
-            )
+    own = {"policy": cache.policy.name, "capacity": cache.policy.capacity, "per_head": _per_head(cache)}
+    for name, mine in own.items():
+        theirs = meta.get(name, False) if name == "per_head" else meta[name]  # older snapshots know one choice only
+        if theirs != mine:
+            raise InputError(f"{name}={mine!r}: the snapshot was taken with {theirs!r}; restore with the same settings")
     tokens = meta["tokens"]
     expected = (*cache._keys.shape[:2], tokens, *cache._keys.shape[3:])
     if tuple(tensors["keys"].shape) != expected:
@@ -112,8 +119,8 @@ def restore_snapshot(cache: FrameKVCache, tensors: dict[str, Tensor], meta: dict
     for i, store in enumerate(cache.layers):
         if store.selector is not None:
             prefix = f"selector.{i}."
-            own = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-            store.selector.restore(own, meta[f"selector.{i}"])
+            named = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            store.selector.restore(named, meta[f"selector.{i}"])
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The hot loops of a frame cache: re-phasing keys, scoring tokens, compacting, merging evicted frames.
 
-Each has a Triton kernel (cache_triton.py) that passes over memory once and a plain PyTorch twin (cache_plain.py).
+Most have a Triton kernel (cache_triton.py) that passes over memory once and a plain PyTorch twin (cache_plain.py).
 `backend`: "auto" (Triton on a GPU, plain elsewhere), "triton" or "plain"; one that cannot run falls back with a single
-warning, or raises BackendError if `strict`. None of these functions is differentiable.
+warning, or raises BackendError if `strict`. The two for single heads, `head_scores` and `gather_head_tokens`, are plain
+PyTorch on every device and so take no `backend`. None of these functions is differentiable.
 
 Shape letters: B batch, T tokens of a storage, L tokens read, R recent queries, N heads, D head dim.
 """
@@ -17,7 +18,16 @@ from torch import Tensor
 from longvid.kernels import cache_plain
 from longvid.kernels.backend import interpreting, on_device, resolve, triton_reason
 
-__all__ = ["CACHE_BACKENDS", "column_mass", "column_scores", "ema_merge", "gather_tokens", "rotate_tokens"]
+__all__ = [
+    "CACHE_BACKENDS",
+    "column_mass",
+    "column_scores",
+    "ema_merge",
+    "gather_head_tokens",
+    "gather_tokens",
+    "head_scores",
+    "rotate_tokens",
+]
 
 CACHE_BACKENDS = ("auto", "triton", "plain")
 FUSIONS = ("sum", "max")
@@ -81,9 +91,25 @@ def column_scores(
     q [B, R, N, D] and k [B, T, N, D], both rotated. Deep Forcing, arXiv 2512.05081, eq. 7: no softmax. fusion "sum" or
     "max" over the queries. Returns float32 [B, T], divided by sqrt(D) N. The R x T products are never stored.
     """
+    _check_fusion(fusion)
+    return _run("column_scores", backend, k_BTND, strict, q_BRND, k_BTND, fusion)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def head_scores(q_BRND: Tensor, k_BTND: Tensor, *, fusion: str = "sum") -> Tensor:
+    """Importance of each cached token to the recent queries, head by head: `column_scores` without its sum over heads.
+
+    q [B, R, N, D] and k [B, T, N, D], both rotated. fusion "sum" or "max" over the queries. Returns float32 [B, N, T],
+    divided by sqrt(D); for "sum" its mean over heads is what `column_scores` gives. Plain PyTorch on every device; the
+    R x T products of "max" are made a few queries at a time. Raises ValueError on another fusion.
+    """
+    _check_fusion(fusion)
+    return cache_plain.head_scores(q_BRND, k_BTND, fusion)
+
+
+def _check_fusion(fusion: str) -> None:
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: must be 'sum' or 'max'")
-    return _run("column_scores", backend, k_BTND, strict, q_BRND, k_BTND, fusion)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -116,6 +142,21 @@ def gather_tokens(
             "and k and v their shape"
         )
     return _run("gather_tokens", backend, k_BTND, strict, k_BTND, v_BTND, index_BL)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def gather_head_tokens(k_BTND: Tensor, v_BTND: Tensor, index_BLN: Tensor) -> tuple[Tensor, Tensor]:
+    """`gather_tokens` where each head has its own index, int [B, L, N]. Plain PyTorch on every device.
+
+    Returns (k [B, L, N, D], v [B, L, N, D]); token l of head n is token index[b, l, n] of the storage. Raises
+    ValueError when k and v differ in shape, or the index in batch or heads.
+    """
+    if k_BTND.shape != v_BTND.shape or index_BLN.shape[::2] != k_BTND.shape[:3:2]:
+        raise ValueError(
+            f"k {tuple(k_BTND.shape)}, v {tuple(v_BTND.shape)}, index {tuple(index_BLN.shape)}: must share batch and "
+            "heads, and k and v their shape"
+        )
+    return cache_plain.gather_head_tokens(k_BTND, v_BTND, index_BLN)
 
 
 @torch.no_grad()

@@ -105,17 +105,20 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
 
 
 def whole_frames(selector: Any, start: int) -> int:
-    """How many whole frames in their order, up to frame `start` - 1, a token selector's newest tokens are."""
+    """How many whole frames in their order, up to frame `start` - 1, a token selector's newest tokens are.
+
+    Where heads chose for themselves, frames that are whole for every one of them.
+    """
     tokens = selector.tokens_per_frame
     most = min(selector.length // tokens, start)
     if not most:
         return 0
     first = selector.length - most * tokens
-    frames = selector.frames[:, first : selector.length].unflatten(1, (most, tokens))
+    frames = selector.frames[:, first : selector.length].unflatten(1, (most, tokens))  # [B, most, tokens, choices]
     places = selector.places[:, first : selector.length].unflatten(1, (most, tokens))
-    expected = torch.arange(start - most, start, device=frames.device)[:, None]
-    there = (frames == expected) & (places == torch.arange(tokens, device=places.device))
-    return int(there.all(dim=2).all(dim=0).flip(0).long().cumprod(0).sum())
+    expected = torch.arange(start - most, start, device=frames.device)[:, None, None]
+    there = (frames == expected) & (places == torch.arange(tokens, device=places.device)[:, None])
+    return int(there.flatten(2).all(dim=2).all(dim=0).flip(0).long().cumprod(0).sum())
 
 
 @lru_cache(maxsize=64)

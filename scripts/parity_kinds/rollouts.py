@@ -147,9 +147,9 @@ def deep_forcing(case: dict[str, Any], directory: Path) -> float:
         for layer, selector in enumerate(selectors):
             suffix = f"t{trigger}_l{layer}"
             for name, ours in (
-                (f"selected_{suffix}", selector.last.chosen[0]),
-                (f"counts_before_{suffix}", selector.last.counts_before[0]),
-                (f"scores_{suffix}", selector.last.scores[0]),
+                (f"selected_{suffix}", selector.last.chosen[0, :, 0]),
+                (f"counts_before_{suffix}", selector.last.counts_before[0, :, 0]),
+                (f"scores_{suffix}", selector.last.scores[0, :, 0]),
             ):
                 if name in tensors:
                     golden = tensors[name].double()

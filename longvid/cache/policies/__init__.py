@@ -101,6 +101,7 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
             frames_per_block=n,
             hole_free=cache.hole_free,
             unify=cache.unify,
+            per_head=cache.per_head,
         )
     if cache.policy == "ema-sink":
         return EmaSinkPolicy(

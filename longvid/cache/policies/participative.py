@@ -31,7 +31,7 @@ class Keep:
 
 
 class ParticipativePolicy:
-    """Token-level, per layer (one choice for all heads of a layer, one for each sample).
+    """Token-level, per layer: one choice for each sample, and for all heads of the layer unless `per_head`.
 
     budget: frames kept in all, sink and recent included. recent: newest frames that always stay; their queries are
     the ones that score. fusion: "sum" or "max" over these queries. max_reuse: how often a token may be chosen
@@ -40,6 +40,8 @@ class ParticipativePolicy:
     video. True places the sink directly before the frames that follow it.
     unify: chosen tokens are read as consecutive frames directly before the recent ones (eq. 10-11 of the paper). The
     release has code for it that its pipeline never reaches: there chosen tokens keep their own phases.
+    per_head: every head scores, chooses and counts for itself; sink and recent frames stay for all, and all keep as
+    many tokens. Neither the paper nor the release has it.
     """
 
     name = "participative"
@@ -56,6 +58,7 @@ class ParticipativePolicy:
         max_reuse: int = 7,
         hole_free: bool = False,
         unify: bool = False,
+        per_head: bool = False,
     ) -> None:
         require(sink >= 0, f"sink={sink}: must be 0 or more frames")
         require(fusion in ("sum", "max"), f"fusion={fusion!r}: must be 'sum' or 'max'")
@@ -75,7 +78,7 @@ class ParticipativePolicy:
         self.window, self.sink, self.budget, self.recent = window, sink, budget, recent
         self.frames_per_block, self.max_reuse, self.hole_free = frames_per_block, max_reuse, hole_free
         self.fusion: Fusion = fusion
-        self.unify = unify
+        self.unify, self.per_head = unify, per_head
         self.rephase: Rephase = "all" if unify else "sink"
         self.capacity = window
 
