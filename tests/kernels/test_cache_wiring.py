@@ -35,6 +35,12 @@ POLICIES = {
         ),
         {"rotate_tokens", "column_scores", "gather_tokens"},
     ),
+    "participative-per-head": (  # choosing is plain PyTorch there
+        ParticipativePolicy(
+            window=7, sink=2, budget=5, recent=2, max_reuse=2, unify=True, frames_per_block=N, per_head=True
+        ),
+        {"rotate_tokens"},
+    ),
 }
 # batch, heads, head dim, rows and columns of a frame: odd counts, no power of two anywhere, one token a frame
 GEOMETRIES = {"b1-h3-d10-3x5": (1, 3, 10, 3, 5), "b2-h1-d24-1x7": (2, 1, 24, 1, 7), "b3-h2-d6-1x1": (3, 2, 6, 1, 1)}

@@ -33,6 +33,10 @@ METHODS = {
         ChunkSchedule,
         lambda: ParticipativePolicy(window=12, sink=5, budget=10, recent=4, frames_per_block=3),
     ),
+    "participative-per-head": (
+        ChunkSchedule,
+        lambda: ParticipativePolicy(window=12, sink=5, budget=10, recent=4, frames_per_block=3, per_head=True),
+    ),
     "ema-sink": (ChunkSchedule, lambda: EmaSinkPolicy(window=9, sink=3, ema_alpha=0.9, frames_per_block=3)),
     "joint-window": (RollingSchedule, lambda: SlidingPolicy(window=9, sink=6, positions="window", frames_per_block=3)),
     "rolling": (RollingSchedule, lambda: RollingPolicy(window=12, sink=3, frames_per_block=3)),
