@@ -11,7 +11,8 @@ changed method, model or length is rendered anew. The report packs the lines it 
 .rows.xz, which lies beside the record in the repository: another machine goes on from it, and nobody needs to render
 again what was rendered. Delete it to score anew. --report-only makes the tables of the lines that are there;
 scripts/results_tables.py puts them into docs/results.md. Costs are measured at every report, entry after entry, one
-video at a time (--cost-rounds 0 leaves them out).
+video at a time (--cost-rounds 0 leaves them out). --update replaces in OUT only what is told of the entries named; the
+baseline must be among them, for the pairs.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.costs import measure_costs
 from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer, completed
-from benchmarks.record import Record
+from benchmarks.record import Record, write
 from benchmarks.scores import METRICS, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
+from benchmarks.update import updated
 from longvid.metrics.oracle import STATIC
 from longvid.metrics.series import SEGMENT_SECONDS
 
@@ -218,6 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         "--probe", type=lambda v: None if v == "none" else Path(v), help="weights of the oracle, or none"
     )
     parser.add_argument("--report-only", action="store_true")
+    parser.add_argument("--update", action="store_true", help="keep what OUT says of entries that are not named here")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "methods.json")
     parser.add_argument("--rows", type=Path, help="finished videos; beside OUT when not given")
     parser.add_argument("--markdown", type=Path)
@@ -235,8 +238,14 @@ def main(argv: list[str] | None = None) -> None:
     tables, facts, own = collect(entries, args, renderer)
     costs = measure_costs(renderer, entries, chosen_prompts(args.cost_rounds)) if args.cost_rounds else {}
     figures = summarise(tables, args.baseline) | {"entries": facts, "probe_held_out": own, "costs": costs}
-    record.write(args.out, figures)
-    text = markdown({**record.header(), "figures": figures})
+    whole = {**record.header(), "figures": figures}
+    if args.update:
+        try:
+            whole = updated(json.loads(args.out.read_text(encoding="utf-8")), whole, figures)
+        except (OSError, ValueError) as error:
+            parser.error(f"update: {error}")
+    write(args.out, whole)
+    text = markdown(whole)
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(text)

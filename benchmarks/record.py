@@ -71,5 +71,10 @@ class Record:
 
     def write(self, path: Path, figures: dict[str, Any]) -> None:
         """Write header and figures to `path`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**self.header(), "figures": figures}, indent=1) + "\n")
+        write(path, {**self.header(), "figures": figures})
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a whole record to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -142,11 +142,21 @@ def how(record: Mapping[str, Any]) -> str:
     return (
         f"{record['prompts']} held-out prompts x {record['seeds']} seeds x {record['seconds']:g} s, {shared(figures)}, "
         f"{dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch "
-        f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
+        f"{record['versions']['torch']}; commit {record['commit']}{later(figures)}. Means with 95 % bootstrap "
+        "intervals over prompts. "
         f"**Bold**: clearly better than `{figures['baseline']}` in the paired comparison; _italic_: clearly worse; "
         "\\*: clearly different where neither way is better. Drift is told of scenes that stand still "
         f"({counted(figures, drift)}), and is bold only where the subject's motion is shown to be kept."
     )
+
+
+def later(figures: Mapping[str, Any]) -> str:
+    """Which entries were rendered later (benchmarks/update.py)."""
+    renewed = [
+        f"{', '.join(f'`{entry}`' for entry in update['entries'])} at {update['commit']}"
+        for update in figures.get("updates", [])
+    ]
+    return f" (rendered later: {'; '.join(renewed)})" if renewed else ""
 
 
 def shared(figures: Mapping[str, Any]) -> str:
