@@ -179,13 +179,14 @@ def excerpts(
 
 
 def completed(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts that were recorded before a setting existed, with the setting's default, which is what was done then."""
+    """A video's facts that were recorded before a setting existed, with its default, which is what was done then."""
     from longvid.config import AttentionConfig, CacheConfig, ScheduleConfig, to_mapping
 
     method, parts = (
         facts.get("method"),
         {"schedule": ScheduleConfig, "cache": CacheConfig, "attention": AttentionConfig},
     )
+    facts = {"scoring": 1} | facts
     if not isinstance(method, dict) or not parts.keys() <= method.keys():
         return facts
     return facts | {"method": method | {part: to_mapping(kind()) | method[part] for part, kind in parts.items()}}

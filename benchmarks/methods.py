@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.costs import measure_costs
 from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer, completed
 from benchmarks.record import Record, write
-from benchmarks.scores import METRICS, VideoScore
+from benchmarks.scores import METRICS, SCORING, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
 from benchmarks.update import updated
 from longvid.metrics.oracle import STATIC
@@ -155,7 +155,8 @@ def collect(
     for entry in entries:
         what = renderer.facts(entry)
         wanted = {
-            (p, seed): what | {"prompt": prompt, "seed": seed, "seconds": args.seconds, "probe": own}
+            (p, seed): what
+            | {"prompt": prompt, "seed": seed, "seconds": args.seconds, "probe": own, "scoring": SCORING}
             for p, (prompt, _) in enumerate(prompts)
             for seed in range(args.seeds)
         }

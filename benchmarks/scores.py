@@ -13,6 +13,9 @@ import numpy as np
 
 from longvid.metrics.oracle import STATIC, Oracle
 
+SCORING = 1
+"""To be raised when a score changes its meaning: videos that were scored under another number are rendered again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:

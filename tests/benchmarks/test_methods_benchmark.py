@@ -222,44 +222,50 @@ def test_density_is_told_of_what_attention_reads(tiny_model_folder):
     assert 0 < radial < 1
 
 
+def video(seed):
+    return {"seed": seed, "scoring": 1}
+
+
 def test_rows_survive_a_torn_last_line(tmp_path):
     rows = Rows(tmp_path / "a.rows.jsonl")
-    rows.add({"video": {"seed": 0}, "failed": None, "scores": {"motion": 1.0}, "drifts": []})
+    rows.add({"video": video(0), "failed": None, "scores": {"motion": 1.0}, "drifts": []})
     with (tmp_path / "a.rows.jsonl").open("a") as out:
         out.write('{"video": {"seed": 1}, "fai')
     again = Rows(tmp_path / "a.rows.jsonl")
-    assert again.get({"seed": 0})["scores"] == {"motion": 1.0}
-    assert again.get({"seed": 1}) is None
-    again.add({"video": {"seed": 2}, "failed": None, "scores": {}})
-    assert Rows(tmp_path / "a.rows.jsonl").get({"seed": 2}) is not None
+    assert again.get(video(0))["scores"] == {"motion": 1.0}
+    assert again.get(video(1)) is None
+    again.add({"video": video(2), "failed": None, "scores": {}})
+    assert Rows(tmp_path / "a.rows.jsonl").get(video(2)) is not None
 
 
 def test_a_packed_record_is_gone_on_from_elsewhere_and_newer_lines_go_before_it(tmp_path):
     """Videos that a report rests on are lost with the machine unless they lie beside it."""
     rows = Rows(tmp_path / "here.rows.jsonl")
     for seed in range(3):
-        rows.add({"video": {"seed": seed}, "failed": None, "scores": {"motion": seed / 3}, "drifts": [None]})
-    rows.pack(tmp_path / "record.rows.xz", [{"seed": 2}, {"seed": 0}, {"seed": 7}])
+        rows.add({"video": video(seed), "failed": None, "scores": {"motion": seed / 3}, "drifts": [None]})
+    rows.pack(tmp_path / "record.rows.xz", [video(2), video(0), video(7)])
 
     there = Rows(tmp_path / "there.rows.jsonl", tmp_path / "record.rows.xz")
-    assert there.get({"seed": 2}) == rows.get({"seed": 2})
-    assert there.get({"seed": 1}) is None, "only what the report rests on"
-    there.add({"video": {"seed": 0}, "failed": None, "scores": {"motion": 9.0}, "drifts": []})
+    assert there.get(video(2)) == rows.get(video(2))
+    assert there.get(video(1)) is None, "only what the report rests on"
+    there.add({"video": video(0), "failed": None, "scores": {"motion": 9.0}, "drifts": []})
     again = Rows(tmp_path / "there.rows.jsonl", tmp_path / "record.rows.xz")
-    assert again.get({"seed": 0})["scores"] == {"motion": 9.0}
+    assert again.get(video(0))["scores"] == {"motion": 9.0}
 
 
 def test_videos_recorded_before_a_setting_existed_are_not_rendered_again(tmp_path, tiny_model_folder):
-    video = Renderer(None, None).facts(Entry.parse("rolling-forcing", str(tiny_model_folder))) | {"seed": 0}
-    older = json.loads(json.dumps(video))
-    del older["method"]["cache"]["static"], older["method"]["attention"]["recency"]
+    facts = Renderer(None, None).facts(Entry.parse("rolling-forcing", str(tiny_model_folder)))
+    now = facts | video(0)
+    older = json.loads(json.dumps(now))
+    del older["scoring"], older["method"]["cache"]["static"], older["method"]["attention"]["recency"]
     (tmp_path / "a.rows.jsonl").write_text(
         json.dumps({"video": older, "failed": None, "scores": {}, "drifts": []}) + "\n"
     )
     rows = Rows(tmp_path / "a.rows.jsonl")
-    assert rows.get(video) is not None
-    changed = video | {"method": video["method"] | {"cache": video["method"]["cache"] | {"static": 3}}}
+    assert rows.get(now) is not None
+    changed = now | {"method": now["method"] | {"cache": now["method"]["cache"] | {"static": 3}}}
     assert rows.get(changed) is None
+    assert rows.get(now | {"scoring": 2}) is None, "scores have another meaning now"
 
 
 def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_path, tiny_model_folder, monkeypatch):
