@@ -204,7 +204,8 @@ class WanStreamingDecoder(_WanStream):
     """Decode stream on diffusers' AutoencoderKLWan (Wan 2.1, and Wan 2.2's residual VAE with patch size 2).
 
     Equal bit for bit to ``vae.decode(denormalise_latents(vae, latents))`` on the whole video, tiled where
-    ``vae.enable_tiling()`` is on and the picture is large enough.
+    ``vae.enable_tiling()`` is on and the picture is large enough; up to the last bit of ``post_quant_conv``, which
+    runs here a frame at a time and there over all frames: some processors round such products by their size.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -262,7 +263,8 @@ class WanStreamingDecoder(_WanStream):
 class WanStreamingEncoder(_WanStream):
     """Encode stream on diffusers' AutoencoderKLWan: the mode of the posterior, normalised.
 
-    Equal bit for bit to ``normalise_latents(vae, vae.encode(video).latent_dist.mode())`` on the whole video.
+    Equal bit for bit to ``normalise_latents(vae, vae.encode(video).latent_dist.mode())`` on the whole video, up to the
+    last bit of ``quant_conv``, as in :class:`WanStreamingDecoder`.
     """
 
     _name = "video"

@@ -14,7 +14,7 @@ from longvid.models.cli import model_entries
 from longvid.models.folder import EMBEDDED, model_defaults
 from longvid.models.students import find_student, student_names, weights_digest
 from longvid.presets import config_root, load_method, method_names, read_yaml
-from longvid.training.distill.config import plain, student_config
+from longvid.training.distill.config import require_same, student_config
 from longvid.training.distill.student import LOG
 
 NAMES = student_names("embedded")
@@ -31,9 +31,7 @@ def test_a_student_fits_the_base_and_tells_its_training(name):
     facts = student.facts
     assert facts["base_sha256"] == weights_digest(EMBEDDED)
     settings = read_yaml(config_root() / "students" / f"{name}.yaml")
-    assert facts["settings"] == json.loads(
-        json.dumps(plain(student_config(name, model_defaults("embedded"), settings)))
-    )
+    require_same(facts["settings"], student_config(name, model_defaults("embedded"), settings))
     rows = [json.loads(line) for line in (student.folder / LOG).read_text().splitlines()]
     assert rows[-1]["step"] == facts["steps"]
     assert facts["initial"] in ("base", *NAMES)
