@@ -50,11 +50,18 @@ def render_recipe(
         "machine": {
             "longvid": longvid.__version__,
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": _device_name(device),
             # Sums depend on how they are split among threads.
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
         },
     }
+
+
+def _device_name(device: torch.device) -> str:
+    """The GPU, or the instructions of the CPU: both decide how sums are rounded."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -161,7 +161,7 @@ def test_a_rollout_with_it_differs_from_where_history_begins(make_tiny_pipe, met
     pipe = make_tiny_pipe(method)
     difference = latents(pipe, method, cache) - latents(pipe, method, cache, 4.0)
     by_frame = difference.abs().amax(dim=(0, 1, 3, 4))
-    assert by_frame[: 2 * BLOCK].max() == 0
+    assert by_frame[: 2 * BLOCK].max() < 1e-6  # another kernel may run without a bias
     assert by_frame[-1] > 1e-4
 
 
