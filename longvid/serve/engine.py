@@ -254,6 +254,8 @@ class Engine:
             made = await self._on_model(session.take.make)
         except Exception as error:  # whatever the model raises is the viewer's news, not the server's end
             if not (isinstance(error, Cancelled) and session.over):
+                if (before := self._posts.get(session)) is not None:
+                    await asyncio.wait([before])  # what was made before is sent before the error
                 self._fail(session, error)
             error.__traceback__ = None  # its frames hold the take, and a future the error until after the close
             return

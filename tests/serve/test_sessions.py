@@ -207,6 +207,22 @@ def test_an_exception_is_one_error_for_one_viewer(serving: Serving) -> None:
     assert bad.ids == list(range(8))
 
 
+def test_what_a_slow_encoder_still_holds_is_sent_before_the_error(serving: Serving, monkeypatch) -> None:
+    encode = Session.encode
+
+    def slowly(session: Session, frames):
+        time.sleep(0.1)
+        return encode(session, frames)
+
+    monkeypatch.setattr(Session, "encode", slowly)
+    studio = FakeStudio(block_seconds=0)
+    studio.broken = {"bad": (2, RuntimeError("gone"))}
+    client = serving(studio).client()
+    client.start("bad", fps=120)
+    client.until("error")
+    assert client.ids == list(range(2 * BLOCK))
+
+
 def test_a_hundred_sessions_leave_memory_where_it_was(serving: Serving) -> None:
     """vllm#50860: memory grows a little with every session."""
     studio = FakeStudio(block_seconds=0, take_bytes=4_000_000)
