@@ -29,9 +29,11 @@ COMMON = (
     "radial-cache:radial",
     "fifo",
     "ouroboros",
+    "longvid",
 )
 STUDENTS = (
-    "longvid",
+    # the rolling window beside two first blocks, and nothing in between is read again
+    "joint-window:rolling-forcing,cache.policy=sink,cache.window=9,cache.sink=6,cache.positions=window,student=self-forcing",
     "distilled-self-forcing:self-forcing,student=self-forcing",
     "distilled-deep-forcing:deep-forcing,student=self-forcing",
     "distilled-rolling-forcing:rolling-forcing,student=rolling-forcing",

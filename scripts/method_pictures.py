@@ -1,6 +1,6 @@
 """Methods side by side as pictures: frames over time, how far each scene has gone, and what each method remembers.
 
-    python scripts/method_pictures.py "a pink star swings in the evening" --dtype bfloat16 \\
+    python scripts/method_pictures.py "a pink star swings in the evening" \\
         --out docs/images/methods.webp --cache docs/images/methods_cache.webp --drift docs/images/methods_drift.webp
     python scripts/method_pictures.py --drift docs/images/methods_drift.webp
     python scripts/method_pictures.py "a red box hops slowly over the sea" --out docs/images/ouroboros.webp \\
@@ -8,7 +8,7 @@
 
 Entries have the names of benchmarks/entries.py: a label of its DEFAULT_ENTRIES, or under a label of its own
 [LABEL:]METHOD[@MODEL][,key=value...]. Without --entry they are all of the default ones that no student was asked for:
-every method on the base, and longvid, whose label names its own student. Drift is the scene drift of all videos of a
+every method on the base. Drift is the scene drift of all videos of a
 record of benchmarks/methods.py, one point a five-second segment; nothing is rendered for it. The cache is that of the
 first seconds of the first prompt, a column a block. Drift and cache need Matplotlib (extra ``eval``).
 """

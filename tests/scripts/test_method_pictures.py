@@ -23,11 +23,10 @@ def dark(picture, box):
     return (np.asarray(picture.convert("L").crop(box)) < 100).any()
 
 
-def test_the_page_has_every_method_on_the_base_and_longvid_on_its_own_student():
+def test_the_page_has_every_method_on_the_base():
     entries = method_pictures.default_entries()
-    assert [entry.label for entry in entries if entry.student == "base"] == [text.partition(":")[0] for text in COMMON]
-    assert [entry.label for entry in entries if entry.student is None] == ["longvid"]
-    assert len(entries) == len(COMMON) + 1
+    assert [entry.label for entry in entries] == [text.partition(":")[0] for text in COMMON]
+    assert {entry.student for entry in entries} == {"base"}
 
 
 def test_an_entry_is_found_by_the_label_that_the_tables_give_it():
@@ -81,8 +80,7 @@ def test_curves_are_those_of_the_record(tmp_path):
     curves = method_pictures.recorded_drifts(figures)
     found = {label.partition("\n")[0]: values for label, values in curves.items()}
     assert found == {label: figures["entries"][label]["drifts"] for label in found}
-    assert {"longlive", "deep-sink", "radial", "fifo", "ouroboros", "longvid", "world"} <= set(found)
-    assert "longvid\nstudent: self-forcing" in curves
+    assert {"longlive", "deep-sink", "radial", "fifo", "ouroboros", "world"} <= set(found)
     figures["entries"]["fifo"]["videos"] = 2
     assert "fifo\n2 of 48 videos" in method_pictures.recorded_drifts(figures)
     out = tmp_path / "drift.png"
