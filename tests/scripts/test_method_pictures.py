@@ -42,7 +42,7 @@ def test_an_entry_is_found_by_the_label_that_the_tables_give_it():
 
 def test_strips_have_size_headings_and_labels_and_are_the_same_every_time(tmp_path):
     paths = [tmp_path / "first.png", tmp_path / "second.png"]
-    entries = ["--entry", "longlive", "--entry", "longvid"]
+    entries = ["--entry", "longlive", "--entry", "rolling-forcing"]
     for path in paths:
         method_pictures.main([PROMPT, *entries, "--at", "0", "0.5", "1", "--out", str(path)])
     assert paths[0].read_bytes() == paths[1].read_bytes()
