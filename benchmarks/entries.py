@@ -33,7 +33,8 @@ COMMON = (
 )
 STUDENTS = (
     # the rolling window beside two first blocks, and nothing in between is read again
-    "joint-window:rolling-forcing,cache.policy=sink,cache.window=9,cache.sink=6,cache.positions=window,student=self-forcing",
+    "joint-window:rolling-forcing,cache.policy=sink,cache.window=9,cache.sink=6,cache.positions=window,"
+    "cache.cache_frames=0,student=self-forcing",
     "distilled-self-forcing:self-forcing,student=self-forcing",
     "distilled-deep-forcing:deep-forcing,student=self-forcing",
     "distilled-rolling-forcing:rolling-forcing,student=rolling-forcing",
