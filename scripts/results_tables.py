@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pages
+from benchmarks.claims import PAPERS
 from benchmarks.scores import METRICS
 from benchmarks.tables import (
     SECTIONS,
@@ -61,8 +62,10 @@ def glance() -> str:
 
 
 def claims() -> str:
-    """Every claim, with its verdict at each length."""
-    records = {title: read(name)["figures"]["claims"] for title, name in LENGTHS.items()}
+    """Every claim of the papers, with its verdict at each length."""
+    told_by = {claim.text for claim in PAPERS}
+    judged = {title: read(name)["figures"]["claims"] for title, name in LENGTHS.items()}
+    records = {title: [row for row in rows if row["claim"]["text"] in told_by] for title, rows in judged.items()}
     lines = ["| claim | paper | entries, metric | 60 s | 300 s |", "|---|---|---|---|---|"]
     for short, long in zip(*records.values(), strict=True):
         claim = short["claim"]
