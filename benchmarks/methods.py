@@ -60,6 +60,7 @@ class Rows:
         self._rows: dict[str, dict[str, Any]] = {}
         if packed is not None and packed.exists():
             self._take(lzma.decompress(packed.read_bytes()))
+        self._packed = [row["video"] for row in self._rows.values()]
         if path.exists():
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
@@ -86,9 +87,10 @@ class Rows:
             out.write(json.dumps(row) + "\n")
         self._rows[self._key(row["video"])] = row
 
-    def pack(self, path: Path, videos: Iterable[dict[str, Any]]) -> None:
-        """Write the lines of those videos that are there, in their order."""
-        found = (self.get(video) for video in videos)
+    def pack(self, path: Path, videos: Iterable[dict[str, Any]], *, keep: bool = False) -> None:
+        """Write the lines of those videos that are there, in their order; ``keep``: behind those packed before."""
+        wanted = {self._key(video): video for video in (*(self._packed if keep else ()), *videos)}
+        found = (self.get(video) for video in wanted.values())
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found if row is not None)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(lzma.compress(text.encode()))
@@ -195,7 +197,7 @@ def collect(
             "failed": failed,
             "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],
         }
-    rows.pack(packed, used)
+    rows.pack(packed, used, keep=args.update)
     return with_speed_error(tables), facts, own
 
 

@@ -55,12 +55,12 @@ def updated(record: Mapping[str, Any], header: Mapping[str, Any], figures: Mappi
 
 def _require_same_videos(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = before["entries"].get(label), now["entries"][label]
-    if old is None or old["videos"] > new["videos"]:
-        if old is not None:
-            raise ValueError(
-                f"entry {label!r}: {new['videos']} videos, the record has {old['videos']}; render the rest"
-            )
+    if old is None:
         return
+    if old["videos"] > new["videos"]:
+        raise ValueError(
+            f"entry {label!r}: {new['videos']} videos, the record has {old['videos']}; render the rest, too"
+        )
     if old["dtype"] != new["dtype"]:
         raise ValueError(f"entry {label!r}: rendered in {new['dtype']}, the record in {old['dtype']}; use --dtype")
     if old["videos"] < new["videos"]:

@@ -251,6 +251,12 @@ def test_a_packed_record_is_gone_on_from_elsewhere_and_newer_lines_go_before_it(
     there.add({"video": video(0), "failed": None, "scores": {"motion": 9.0}, "drifts": []})
     again = Rows(tmp_path / "there.rows.jsonl", tmp_path / "record.rows.xz")
     assert again.get(video(0))["scores"] == {"motion": 9.0}
+    again.add({"video": video(5), "failed": None, "scores": {}, "drifts": []})
+    again.pack(tmp_path / "record.rows.xz", [video(5)], keep=True)  # an update of one entry
+    kept = Rows(tmp_path / "none.rows.jsonl", tmp_path / "record.rows.xz")
+    assert [seed for seed in range(8) if kept.get(video(seed))] == [0, 2, 5]
+    kept.pack(tmp_path / "record.rows.xz", [video(2)])
+    assert Rows(tmp_path / "none.rows.jsonl", tmp_path / "record.rows.xz").get(video(5)) is None
 
 
 def test_videos_recorded_before_a_setting_existed_are_not_rendered_again(tmp_path, tiny_model_folder):
