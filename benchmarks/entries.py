@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,13 +95,17 @@ class Renderer:
         import torch
 
         import longvid
+        from benchmarks.products import is_rounded
         from longvid.presets import parse_overrides
 
         if self._held is None or self._held[0] != entry:
             method = None if entry.method in REFERENCES else entry.method
             where = {"device": self._device, "dtype": getattr(torch, self._dtype) if self._dtype else None}
             overrides = parse_overrides(entry.overrides)
-            pipe = longvid.load(entry.model, method, student=entry.student, overrides=overrides, **where)
+            with warnings.catch_warnings():
+                if is_rounded(where["dtype"], self._device):  # what the warning tells of is not what is done here
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                pipe = longvid.load(entry.model, method, student=entry.student, overrides=overrides, **where)
             pipe.set_progress_bar_config(disable=True)
             self._held = entry, pipe
         return self._held[1]
@@ -122,6 +127,15 @@ class Renderer:
             facts["adapter"] = fingerprint(entry.model, facts["student"])
         return facts | ({"dtype": self._dtype} if self._dtype else {})
 
+    def products(self) -> str:
+        """How matrix products of the type are made: by the processor's own instructions, or rounded from float32."""
+        import torch
+
+        from benchmarks.products import is_rounded
+
+        dtype = getattr(torch, self._dtype) if self._dtype else None
+        return "rounded from float32" if is_rounded(dtype, self._device) else "native"
+
     def cache_bytes(self, entry: Entry, prompt: str) -> int | None:
         """Bytes of the frame cache; None for what has none."""
         if entry.method in REFERENCES:
@@ -140,8 +154,19 @@ class Renderer:
     ) -> Iterator[list[Any]]:
         """The wanted parts of one video a job (prompt, scene, seed), made together: lists of chunks, one a job.
 
-        A chunk never crosses a part's ends; a gap between parts shows as a jump of ``start_frame``.
+        A chunk never crosses a part's ends; a gap between parts shows as a jump of ``start_frame``. A half type that
+        the processor has no instructions for is computed as benchmarks/products.py says.
         """
+        import torch
+
+        from benchmarks.products import with_products
+
+        dtype = getattr(torch, self._dtype) if self._dtype else None
+        yield from with_products(self._videos(entry, jobs, seconds, parts), dtype, self._device)
+
+    def _videos(
+        self, entry: Entry, jobs: Sequence[tuple[str, Any, int]], seconds: float, parts: Parts
+    ) -> Iterator[list[Any]]:
         if entry.method in REFERENCES:
             pipe = self.pipe(entry) if entry.method == "autoencoder" else None
             yield from zip(*(reference(pipe, scene, seed, parts) for _, scene, seed in jobs), strict=True)

@@ -193,6 +193,7 @@ def collect(
             "weights": what.get("weights"),
             "student": what.get("student"),
             "dtype": args.dtype,
+            "products": renderer.products(),
             "videos": rendered,
             "failed": failed,
             "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],
