@@ -1,16 +1,27 @@
-"""What a video costs with each entry of benchmarks/methods.py: in turns, one video at a time, decoding included."""
+"""What a video costs with each entry of benchmarks/methods.py: in turns, one video at a time, decoding included.
+
+    OMP_NUM_THREADS=1 python benchmarks/costs.py --out benchmarks/results/methods_costs.json
+
+Needs an idle machine, and gives every entry anew: figures of two machines are not compared.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from benchmarks.entries import REFERENCES, Entry, Renderer
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer, chosen_entries, chosen_prompts
+from benchmarks.record import Record
 
 WARM_UP_SECONDS = 10.0  # of video: until windows are full
 TIMED_SECONDS = 10.0
@@ -94,3 +105,28 @@ def clocked(chunks: Iterable[Any]) -> Iterator[tuple[Any, float]]:
         except StopIteration:
             return
         yield chunk, time.perf_counter() - began
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entry", action="append", metavar="[LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]")
+    parser.add_argument("--baseline", default="self-forcing", help="label of the entry that times are divided by")
+    parser.add_argument("--model", default="embedded", help="model of entries that name none")
+    parser.add_argument("--rounds", type=int, default=3, help="videos an entry is timed on")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_SECONDS, help="seconds of video that are not timed")
+    parser.add_argument("--seconds", type=float, default=TIMED_SECONDS, help="seconds of video that are")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; its own when absent")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "methods_costs.json")
+    args = parser.parse_args(argv)
+    entries = chosen_entries(parser, args.entry or DEFAULT_ENTRIES, args.model, args.baseline)
+    renderer = Renderer(args.device, args.dtype)
+    prompts = chosen_prompts(args.rounds)
+    record = Record(vae=True, warm_up=f"{args.warm_up:g} s of each video", rounds=args.rounds, seconds=args.seconds)
+    costs = measure_costs(renderer, entries, prompts, warm_up=args.warm_up, timed=args.seconds)
+    dtype = args.dtype or str(renderer.pipe(entries[0]).dtype).removeprefix("torch.")
+    record.write(args.out, {"baseline": args.baseline, "dtype": dtype, "costs": costs})
+
+
+if __name__ == "__main__":
+    main()

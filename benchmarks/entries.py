@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -278,3 +279,29 @@ def through_autoencoder(pipe: Any, chunks: Iterable[Any]) -> Iterator[Any]:
         with torch.no_grad():
             decoded = decoder.decode(encoder.encode(video / 127.5 - 1).to(pipe.vae.dtype))
         yield VideoChunk(to_uint8(decoded.float())[0], chunk.index, chunk.start_frame)
+
+
+def chosen_prompts(count: int, *, skip: int = 0, still: bool = False) -> list[tuple[str, Any]]:
+    """``count`` held-out prompts with their scenes, behind the first ``skip``; ``still``: of scenes that stand still,
+    the only ones whose identity drift is told."""
+    from longvid.metrics.oracle import STATIC
+    from longvid.training.describe import held_out_prompts
+
+    wanted, found = skip + count, list[tuple[str, Any]]()
+    while len(found) < count:
+        found = [(t, s) for t, s in held_out_prompts(wanted)[skip:] if not still or s.background in STATIC]
+        wanted += count
+    return found[:count]
+
+
+def chosen_entries(
+    parser: argparse.ArgumentParser, texts: Iterable[str], default_model: str, baseline: str
+) -> list[Entry]:
+    """Entries of a command line; its error where labels repeat or the baseline is not among them."""
+    entries = [Entry.parse(text, default_model) for text in texts]
+    labels = [entry.label for entry in entries]
+    if len(set(labels)) != len(labels):
+        parser.error(f"entries: labels repeat ({', '.join(labels)}); give LABEL:METHOD")
+    if baseline not in labels:
+        parser.error(f"baseline={baseline!r}: must be among the entries ({', '.join(labels)})")
+    return entries

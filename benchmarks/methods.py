@@ -30,12 +30,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.costs import measure_costs
-from benchmarks.entries import DEFAULT_ENTRIES, TEMPORAL_STRIDE, Entry, Parts, Renderer, completed
+from benchmarks.entries import (
+    DEFAULT_ENTRIES,
+    TEMPORAL_STRIDE,
+    Entry,
+    Parts,
+    Renderer,
+    chosen_entries,
+    chosen_prompts,
+    completed,
+)
 from benchmarks.record import Record, write
 from benchmarks.scores import METRICS, SCORING, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
 from benchmarks.update import updated
-from longvid.metrics.oracle import STATIC
 from longvid.metrics.series import SEGMENT_SECONDS
 
 LONG_SECONDS, END_SECONDS = 120.0, 60.0
@@ -94,18 +102,6 @@ class Rows:
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found if row is not None)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(lzma.compress(text.encode()))
-
-
-def chosen_prompts(count: int, *, skip: int = 0, still: bool = False) -> list[tuple[str, Any]]:
-    """``count`` held-out prompts with their scenes, behind the first ``skip``; ``still``: of scenes that stand still,
-    the only ones whose identity drift is told."""
-    from longvid.training.describe import held_out_prompts
-
-    wanted, found = skip + count, list[tuple[str, Any]]()
-    while len(found) < count:
-        found = [(t, s) for t, s in held_out_prompts(wanted)[skip:] if not still or s.background in STATIC]
-        wanted += count
-    return found[:count]
 
 
 def scored(
@@ -230,12 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path)
     parser.set_defaults(probe=Path(__file__).parent / "probe.safetensors")
     args = parser.parse_args(argv)
-    entries = [Entry.parse(text, args.model) for text in args.entry or DEFAULT_ENTRIES]
-    labels = [entry.label for entry in entries]
-    if len(set(labels)) != len(labels):
-        parser.error(f"entries: labels repeat ({', '.join(labels)}); give LABEL:METHOD")
-    if args.baseline not in labels:
-        parser.error(f"baseline={args.baseline!r}: must be among the entries ({', '.join(labels)})")
+    entries = chosen_entries(parser, args.entry or DEFAULT_ENTRIES, args.model, args.baseline)
     which = {"prompts": args.prompts, "skipped": args.skip_prompts, "still": args.still}
     record = Record(vae=True, warm_up=1, seeds=args.seeds, seconds=args.seconds, **which)
     renderer = Renderer(args.device, args.dtype)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from benchmarks.entries import Entry, Renderer
-from benchmarks.methods import chosen_prompts
+from benchmarks.entries import Entry, Renderer, chosen_prompts
 from benchmarks.products import RoundedProducts, is_rounded, with_products
 from longvid import precision
 
