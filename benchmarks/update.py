@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.entries import REFERENCES
+
 SAME = ("seconds", "prompts", "seeds", "skipped", "still")
 """What both must have been asked for."""
 
@@ -35,7 +37,8 @@ def updated(record: Mapping[str, Any], header: Mapping[str, Any], figures: Mappi
         raise ValueError("entries: world is missing, which speeds are held against; name it too")
     for label in rendered:
         _require_same_videos(label, before, figures)
-    labels = [*before["entries"], *(label for label in rendered if label not in before["entries"])]
+    added = [label for label in rendered if label not in before["entries"]]
+    labels = sorted([*before["entries"], *added], key=lambda label: label in REFERENCES)  # those stay at the end
     result: dict[str, Any] = dict(figures)
     for part in ("means", "differences", "drift_verdicts", "entries", "costs"):
         sides = ((label, figures if label in rendered else before) for label in labels)
