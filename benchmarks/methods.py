@@ -10,9 +10,8 @@ Each finished video is a line of OUT with the ending .rows.jsonl; a run that was
 changed method, model or length is rendered anew. The report packs the lines it rests on into OUT with the ending
 .rows.xz, which lies beside the record in the repository: another machine goes on from it, and nobody needs to render
 again what was rendered. Delete it to score anew. --report-only makes the tables of the lines that are there;
-scripts/results_tables.py puts them into docs/results.md. Costs are measured at every report, entry after entry, one
-video at a time (--cost-rounds 0 leaves them out). --update replaces in OUT only what is told of the entries named; the
-baseline must be among them, for the pairs.
+scripts/results_tables.py puts them into docs/results.md. --update replaces in OUT only what is told of the entries
+named; the baseline must be among them, for the pairs. What a video costs is benchmarks/costs.py's.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.costs import measure_costs
 from benchmarks.entries import (
     DEFAULT_ENTRIES,
     TEMPORAL_STRIDE,
@@ -213,7 +211,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16, help="videos rendered together")
-    parser.add_argument("--cost-rounds", type=int, default=3, help="videos a method is timed on")
     parser.add_argument("--device")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; its own when absent")
     parser.add_argument(
@@ -231,8 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(vae=True, warm_up=1, seeds=args.seeds, seconds=args.seconds, **which)
     renderer = Renderer(args.device, args.dtype)
     tables, facts, own = collect(entries, args, renderer)
-    costs = measure_costs(renderer, entries, chosen_prompts(args.cost_rounds)) if args.cost_rounds else {}
-    figures = summarise(tables, args.baseline) | {"entries": facts, "probe_held_out": own, "costs": costs}
+    figures = summarise(tables, args.baseline) | {"entries": facts, "probe_held_out": own}
     whole = {**record.header(), "figures": figures}
     if args.update:
         try:

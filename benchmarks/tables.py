@@ -120,12 +120,11 @@ def _verdict(table: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], re
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The page of a record of benchmarks/methods.py: tables by section, verdicts, claims, cost, how it was measured."""
+    """The page of a record of benchmarks/methods.py: tables by section, verdicts, claims, how it was measured."""
     figures = record["figures"]
     parts = {f"## {name}": section_table(figures, metrics) for name, metrics in SECTIONS.items()}
     parts["## Less drift, and not by standing still"] = verdict_table(figures)
     parts["## The papers' claims on this model"] = claim_table(figures)
-    parts["## Cost"] = cost_table(figures)
     parts["## Entries"] = entry_table(figures)
     lines = [f"# Methods over {record['seconds']:g} seconds", "", how(record)]
     for title, table in parts.items():
@@ -151,11 +150,14 @@ def how(record: Mapping[str, Any]) -> str:
 
 
 def later(figures: Mapping[str, Any]) -> str:
-    """Which entries were rendered later (benchmarks/update.py)."""
-    renewed = [
-        f"{', '.join(f'`{entry}`' for entry in update['entries'])} at {update['commit']}"
-        for update in figures.get("updates", [])
-    ]
+    """Which entries were rendered later (benchmarks/update.py), where, and with what products."""
+    renewed = []
+    for update in figures.get("updates", []):
+        named, machine = update["entries"], update["machine"]
+        how = {figures["entries"][entry].get("products", "native") for entry in named} - {"native"}
+        products = f", products {', '.join(how)}" if how else ""
+        told = ", ".join(f"`{entry}`" for entry in named)
+        renewed.append(f"{told} at {update['commit']} on {machine['gpu'] or machine['processor']}{products}")
     return f" (rendered later: {'; '.join(renewed)})" if renewed else ""
 
 
@@ -212,10 +214,8 @@ def claim_table(figures: Mapping[str, Any]) -> str:
 
 
 def cost_table(figures: Mapping[str, Any]) -> str:
-    """Time a frame and a block, memory of the cache, the share of pairs that attention reads; empty without costs."""
+    """Of benchmarks/costs.py: time a frame and a block, memory of the cache, share of pairs that attention reads."""
     costs, baseline = figures["costs"], figures["baseline"]
-    if baseline not in costs:
-        return ""
     lines = [
         f"| | ms a frame, median (p95) | seconds a block | frames a second | time against `{baseline}` | cache (MB) "
         "| attention density |",
@@ -229,6 +229,17 @@ def cost_table(figures: Mapping[str, Any]) -> str:
             f"| {cost['frames_a_second']:.0f} | {ratio:.2f} | {size} | {cost['density']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def cost_how(record: Mapping[str, Any]) -> str:
+    """How the costs were measured and where."""
+    machine, dtype = record["machine"], record["figures"]["dtype"]
+    return (
+        f"One video at a time, {record['rounds']} of each, autoencoder included, entry after entry in one run; the "
+        f"first {record['warm_up']} are not timed, the next {record['seconds']:g} s are. {dtype}, on "
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch {record['versions']['torch']}; "
+        f"commit {record['commit']}."
+    )
 
 
 def entry_table(figures: Mapping[str, Any]) -> str:

@@ -40,12 +40,9 @@ def updated(record: Mapping[str, Any], header: Mapping[str, Any], figures: Mappi
     added = [label for label in rendered if label not in before["entries"]]
     labels = sorted([*before["entries"], *added], key=lambda label: label in REFERENCES)  # those stay at the end
     result: dict[str, Any] = dict(figures)
-    for part in ("means", "differences", "drift_verdicts", "entries", "costs"):
+    for part in ("means", "differences", "drift_verdicts", "entries"):
         sides = ((label, figures if label in rendered else before) for label in labels)
         result[part] = {label: side[part][label] for label, side in sides if label in side[part]}
-    for label in rendered:  # costs are measured at a report, or not at all
-        if label not in figures["costs"] and label in before["costs"]:
-            result["costs"][label] = before["costs"][label]
     known = {row["claim"]["text"]: row for row in before["claims"]}
     result["claims"] = [
         row if {row["claim"]["entry"], row["claim"]["than"]} <= set(rendered) else known.get(row["claim"]["text"], row)

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the recorded figures of benchmarks/methods.py.
+"""The tables of docs/results.md, from the recorded figures of benchmarks/methods.py and benchmarks/costs.py.
 
 python scripts/results_tables.py            writes them between their markers
 python scripts/results_tables.py --check    fails when the document is out of date
@@ -22,6 +22,7 @@ from benchmarks.scores import METRICS
 from benchmarks.tables import (
     SECTIONS,
     cell,
+    cost_how,
     cost_table,
     entry_table,
     how,
@@ -33,6 +34,7 @@ from benchmarks.tables import (
 PAGE = "docs/results.md"
 RESULTS = pages.ROOT / "benchmarks" / "results"
 GLANCE = ("scene_drift", "subject_motion", "speed_error", "shape_last", "one_subject_last", "consistency_10s")
+COSTS = "methods_costs.json"
 LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
 SEARCHES = {"beyond": "beyond_60s.json", "ideas": "ideas_60s.json", "held-out": "held_out_60s.json"}
 
@@ -48,16 +50,17 @@ def glance() -> str:
     """What a reader wants first: a few figures of the minute, drift after five, and what it costs."""
     figures = read(LENGTHS["minute"])["figures"]
     later = read(LENGTHS["five"])["figures"]
+    costs = read(COSTS)["figures"]["costs"]
     heads = [METRICS[name].title for name in GLANCE]
     heads = [heads[0], "the same after five minutes", *heads[1:], "frames a second", "cache (MB)"]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for entry in (name for name, fact in figures["entries"].items() if fact["videos"]):
-        cost = figures["costs"].get(entry)
+        cost = costs.get(entry)
         size = cost and cost["cache_bytes"]
-        costs = [f"{cost['frames_a_second']:.0f}" if cost else "-", f"{size / 1e6:.1f}" if size else "-"]
+        price = [f"{cost['frames_a_second']:.0f}" if cost else "-", f"{size / 1e6:.1f}" if size else "-"]
         drift, *cells = [cell(figures, entry, name) for name in GLANCE]
         after = cell(later, entry, GLANCE[0]) if entry in later["means"] else "-"
-        lines.append(f"| `{entry}` | " + " | ".join([drift, after, *cells, *costs]) + " |")
+        lines.append(f"| `{entry}` | " + " | ".join([drift, after, *cells, *price]) + " |")
     return "\n".join(lines)
 
 
@@ -107,7 +110,8 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
             key = section.split()[0].rstrip(",").lower()
             found[f"{length}-{key}"] = lambda name=name, metrics=metrics: section_table(read(name)["figures"], metrics)  # type: ignore[misc]
         found[f"{length}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
-    found["cost"] = lambda: cost_table(read(LENGTHS["minute"])["figures"])
+    found["cost-how"] = lambda: cost_how(read(COSTS))
+    found["cost"] = lambda: cost_table(read(COSTS)["figures"])
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
     for key, name in SEARCHES.items():
         if (RESULTS / name).exists():

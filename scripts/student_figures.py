@@ -31,6 +31,7 @@ from longvid.presets import load_method
 
 PAGE = "docs/training.md"
 RECORD = pages.ROOT / "benchmarks" / "results" / "methods_60s.json"
+COSTS = pages.ROOT / "benchmarks" / "results" / "methods_costs.json"
 SHIPPED = EMBEDDED / FOLDER / FIGURES
 KEPT = (
     *("colour_first", "colour_last", "shape_first", "shape_last", "background_first", "background_last"),
@@ -40,7 +41,7 @@ COLUMNS = ("shape_first", "shape_last", "one_subject_last", "subject_motion", "s
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record of benchmarks/methods.py."""
+    """A record of benchmarks/methods.py or costs.py."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -118,13 +119,14 @@ def by_student(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """A row a (method, student): methods together, base above its students; then what was measured."""
+def table(record: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
+    """A row a (method, student): methods together, base above its students; then what was measured. costs: by entry,
+    of benchmarks/costs.py."""
     figures = record["figures"]
     head = ["method", "student", "videos", *(METRICS[name].title for name in COLUMNS), "frames a second"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry, student in compared(record):
-        cost = figures["costs"].get(entry.label)  # none in a record without costs
+        cost = costs.get(entry.label)
         lines.append(
             f"| {entry.method} | {student} | {figures['entries'][entry.label]['videos']} | "
             + " | ".join(cell(figures, entry.label, name) for name in COLUMNS)
@@ -148,7 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
     record = read_record(RECORD)
-    stale = pages.write({"students": (PAGE, lambda: table(record))}, "scripts/student_figures.py", check=check)
+    stale = pages.write(
+        {"students": (PAGE, lambda: table(record, read_record(COSTS)["figures"]["costs"]))},
+        "scripts/student_figures.py",
+        check=check,
+    )
     text = json.dumps(by_student(record), indent=1) + "\n"
     if not check:
         SHIPPED.write_text(text, encoding="utf-8")

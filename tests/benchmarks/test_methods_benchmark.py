@@ -15,13 +15,15 @@ from benchmarks.entries import (
     REFERENCES,
     Entry,
     Renderer,
+    chosen_prompts,
     excerpts,
     fingerprint,
     real_video,
     reference,
 )
-from benchmarks.methods import Rows, chosen_prompts, scored_parts
+from benchmarks.methods import Rows, scored_parts
 from benchmarks.scores import METRICS, Oracle, VideoScore
+from benchmarks.tables import cost_how, cost_table
 from longvid.training import world
 
 SCENE = world.Scene(colour="red", shape="ball", motion="circle", background="stars")
@@ -222,6 +224,26 @@ def test_density_is_told_of_what_attention_reads(tiny_model_folder):
     assert 0 < radial < 1
 
 
+def test_costs_are_a_record_of_their_own(tmp_path, tiny_model_folder):
+    out = tmp_path / "costs.json"
+    arguments = ["--model", str(tiny_model_folder), "--rounds", "1", "--warm-up", "0.5", "--seconds", "1"]
+    for entry in ("self-forcing", "streaming-llm", "autoencoder", "world"):
+        arguments += ["--entry", entry]
+    costs.main([*arguments, "--out", str(out)])
+    record = json.loads(out.read_text())
+    figures = record["figures"]
+    assert list(figures["costs"]) == ["self-forcing", "streaming-llm"], "real video costs nothing that a user pays"
+    assert figures["costs"]["streaming-llm"]["ms_a_frame"] > 0
+    assert figures["costs"]["streaming-llm"]["cache_bytes"] > 0
+    assert record["vae_included"]
+    assert figures["dtype"] == "float32"
+    assert "1 of each" in cost_how(record)
+    assert "float32" in cost_how(record)
+    assert "| `self-forcing` |" in cost_table(figures)
+    with pytest.raises(SystemExit):
+        costs.main([*arguments, "--baseline", "dense", "--out", str(out)])
+
+
 def video(seed):
     return {"seed": seed, "scoring": 1}
 
@@ -277,26 +299,12 @@ def test_videos_recorded_before_a_setting_existed_are_not_rendered_again(tmp_pat
 def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_path, tiny_model_folder, monkeypatch):
     out, page_file = tmp_path / "m.json", tmp_path / "m.md"
     arguments = ["--model", str(tiny_model_folder), "--probe", "none", "--prompts", "2", "--seeds", "1"]
-    arguments += [
-        "--seconds",
-        "3",
-        "--batch",
-        "2",
-        "--cost-rounds",
-        "1",
-        "--out",
-        str(out),
-        "--markdown",
-        str(page_file),
-    ]
+    arguments += ["--seconds", "3", "--batch", "2", "--out", str(out), "--markdown", str(page_file)]
     for entry in ("self-forcing,cache.window=9", "streaming-llm", "autoencoder"):
         arguments += ["--entry", entry]
     arguments += ["--baseline", "self-forcing,cache.window=9"]
     methods.main(arguments)
     first = json.loads(out.read_text())["figures"]
-    assert first["costs"]["streaming-llm"]["ms_a_frame"] > 0
-    assert first["costs"]["streaming-llm"]["cache_bytes"] > 0
-    assert "autoencoder" not in first["costs"]
     assert first["entries"]["autoencoder"]["videos"] == 2
     assert first["means"]["autoencoder"]["motion"] is not None
     assert "| `streaming-llm` |" in page_file.read_text()
@@ -307,7 +315,7 @@ def test_a_run_renders_scores_and_writes_and_a_second_run_renders_nothing(tmp_pa
 
     monkeypatch.setattr(methods.Renderer, "videos", never)
     out.with_suffix(".rows.jsonl").unlink()  # another machine: what lies beside the record is enough
-    methods.main([*arguments, "--cost-rounds", "0"])
+    methods.main(arguments)
     assert json.loads(out.read_text())["figures"]["means"] == first["means"]
     with pytest.raises(AssertionError, match="rendered again"):
         methods.main([*arguments, "--entry", "streaming-llm,cache.sink=6"])

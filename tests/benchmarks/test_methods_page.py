@@ -55,7 +55,7 @@ def test_a_claim_about_an_entry_that_was_not_run_is_not_judged():
 
 def page(found):
     entry = {"model": "m", "student": None, "weights": None, "failed": [], "videos": 24, "dtype": None}
-    return markdown(RECORD | {"figures": found | {"costs": {}, "entries": dict.fromkeys(found["means"], entry)}})
+    return markdown(RECORD | {"figures": found | {"entries": dict.fromkeys(found["means"], entry)}})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def a_run(commit, labels=LABELS, **short):
     figures = summarise(tables, "self-forcing", resamples=200)
     facts = {"model": "m", "dtype": "bfloat16", "failed": []}
     entries = {label: facts | {"videos": 2 * short.get(label, 12)} for label in labels}
-    figures |= {"entries": entries, "costs": {label: {"ms_a_frame": 1.0} for label in labels}}
+    figures |= {"entries": entries}
     header = {"command": "c", "commit": commit, "machine": MACHINE, "versions": {"torch": "2"}}
     return {**header, **ASKED, "figures": json.loads(json.dumps(figures))}
 
@@ -50,7 +50,7 @@ def put(record, new):
 
 
 def of(figures, label):
-    return {part: figures[part].get(label) for part in ("means", "differences", "drift_verdicts", "entries", "costs")}
+    return {part: figures[part].get(label) for part in ("means", "differences", "drift_verdicts", "entries")}
 
 
 def test_entries_rendered_later_stand_beside_those_that_are_kept():
@@ -69,7 +69,9 @@ def test_entries_rendered_later_stand_beside_those_that_are_kept():
         assert of(figures, label) == of(new["figures"], label)
         assert figures["entries"][label]["videos"] == 24
     assert [u["entries"] for u in figures["updates"]] == [["self-forcing", "fifo", "ouroboros", "world"]]
-    assert "commit old (rendered later: `self-forcing`, `fifo`, `ouroboros`, `world` at new)" in how(found)
+    assert "commit old (rendered later: `self-forcing`, `fifo`, `ouroboros`, `world` at new on cpu)" in how(found)
+    figures["entries"]["fifo"]["products"] = "rounded from float32"
+    assert "`world` at new on cpu, products rounded from float32)" in how(found)
 
 
 def test_claims_are_judged_anew_where_both_sides_are_new_and_kept_where_not():
@@ -82,13 +84,6 @@ def test_claims_are_judged_anew_where_both_sides_are_new_and_kept_where_not():
     assert prompts["ouroboros", "fifo"] == 12
     assert prompts["streaming-llm", "self-forcing"] == 12
     assert prompts["rolling-forcing", "self-forcing"] is None
-
-
-def test_an_update_may_have_no_costs_of_its_own():
-    record, new = a_run("old"), a_run("new", ("self-forcing", "fifo", "world"))
-    keep_videos(record, new)
-    new["figures"]["costs"] = {}
-    assert put(record, new)["figures"]["costs"] == record["figures"]["costs"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +122,7 @@ def test_the_benchmark_says_why_it_cannot_update(tmp_path, tiny_model_folder, ca
         "--seconds",
         "1",
     ]
-    arguments += ["--cost-rounds", "0", "--entry", "self-forcing", "--update", "--out", str(tmp_path / "none.json")]
+    arguments += ["--entry", "self-forcing", "--update", "--out", str(tmp_path / "none.json")]
     with pytest.raises(SystemExit):
         methods.main([*arguments, "--report-only"])
     assert "update:" in capsys.readouterr().err

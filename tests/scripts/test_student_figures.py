@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts import student_figures
 
 RECORD = student_figures.read_record(student_figures.RECORD)
+COSTS = student_figures.read_record(student_figures.COSTS)["figures"]["costs"]
 
 
 @pytest.fixture
@@ -56,10 +57,11 @@ def test_figures_are_those_of_the_record_with_the_number_of_prompts_and_videos()
 
 
 def test_the_table_has_a_row_an_entry_and_says_how_much_was_measured():
-    head, _, *rows, empty, how = student_figures.table(RECORD).splitlines()
+    head, _, *rows, empty, how = student_figures.table(RECORD, COSTS).splitlines()
     assert not empty
     assert len(rows) == len(student_figures.compared(RECORD))
     assert {row.count(" | ") for row in rows} == {head.count(" | ")}
+    assert all(row.removesuffix(" |").rpartition("| ")[2].isdigit() for row in rows), "every row has its cost"
     assert how.startswith(f"{RECORD['prompts']} held-out prompts x {RECORD['seeds']} seeds x 60 s")
 
 
