@@ -17,10 +17,12 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer, chosen_entries, chosen_prompts
+from benchmarks.products import is_rounded
 from benchmarks.record import Record
 
 WARM_UP_SECONDS = 10.0  # of video: until windows are full
@@ -120,6 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "methods_costs.json")
     args = parser.parse_args(argv)
     entries = chosen_entries(parser, args.entry or DEFAULT_ENTRIES, args.model, args.baseline)
+    if args.dtype and is_rounded(getattr(torch, args.dtype), args.device):
+        parser.error(f"dtype={args.dtype!r}: this processor has no instructions for it; time float32")
     renderer = Renderer(args.device, args.dtype)
     prompts = chosen_prompts(args.rounds)
     record = Record(vae=True, warm_up=f"{args.warm_up:g} s of each video", rounds=args.rounds, seconds=args.seconds)

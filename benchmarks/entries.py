@@ -128,14 +128,15 @@ class Renderer:
             facts["adapter"] = fingerprint(entry.model, facts["student"])
         return facts | ({"dtype": self._dtype} if self._dtype else {})
 
-    def products(self) -> str:
+    def products(self, entry: Entry) -> str:
         """How matrix products of the type are made: by the processor's own instructions, or rounded from float32."""
         import torch
 
         from benchmarks.products import is_rounded
 
         dtype = getattr(torch, self._dtype) if self._dtype else None
-        return "rounded from float32" if is_rounded(dtype, self._device) else "native"
+        made = entry.method != "world" and is_rounded(dtype, self._device)
+        return "rounded from float32" if made else "native"
 
     def cache_bytes(self, entry: Entry, prompt: str) -> int | None:
         """Bytes of the frame cache; None for what has none."""

@@ -160,12 +160,13 @@ def collect(
         for batch in batches(missing, args.batch):
             jobs = [(*prompts[p], seed) for p, seed in batch]
             for place, row in zip(batch, scored(renderer, entry, jobs, args.seconds, probe), strict=True):
-                rows.add({"video": wanted[place]} | row)
+                rows.add({"video": wanted[place], "products": renderer.products(entry)} | row)
             p, seed = batch[-1]
             print(f"{entry.label}: prompt {p + 1}/{args.prompts}, seed {seed}", file=sys.stderr, flush=True)
         table = {name: np.full((args.prompts, args.seeds), np.nan) for name in METRICS}
         failed: list[str] = []
         drifts: list[list[float | None]] = []
+        products: set[str] = set()
         rendered = 0
         used += wanted.values()
         for place, video in wanted.items():
@@ -173,6 +174,9 @@ def collect(
             if row is None:
                 continue
             rendered += 1
+            products.add(
+                row.get("products", "native")
+            )  # told by the machine that rendered, not by the one that reports
             if row["failed"]:
                 failed.append(f"{video['prompt']!r}, seed {video['seed']}: {row['failed']}")
             if row["drifts"]:
@@ -187,7 +191,7 @@ def collect(
             "weights": what.get("weights"),
             "student": what.get("student"),
             "dtype": args.dtype,
-            "products": renderer.products(),
+            "products": " and ".join(sorted(products)) or None,
             "videos": rendered,
             "failed": failed,
             "drifts": np.nanmean(np.array(drifts, dtype=float), axis=0).tolist() if drifts else [],

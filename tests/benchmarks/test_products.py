@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
+from benchmarks import costs
 from benchmarks.entries import Entry, Renderer, chosen_prompts
 from benchmarks.products import RoundedProducts, is_rounded, with_products
 from longvid import precision
@@ -121,5 +122,12 @@ def test_a_table_in_bfloat16_renders_without_the_warning_and_says_how(old_proces
         warnings.simplefilter("error")
         chunks = [chunk for (chunk,) in renderer.videos(entry, jobs, 1, [(0, 16)])]
     assert sum(len(chunk.frames) for chunk in chunks) == 16
-    assert renderer.products() == "rounded from float32"
-    assert Renderer("cpu", "float32").products() == "native"
+    assert renderer.products(entry) == "rounded from float32"
+    assert Renderer("cpu", "float32").products(entry) == "native"
+    assert renderer.products(Entry.parse("world", "embedded")) == "native"
+
+
+def test_costs_are_not_timed_in_a_type_that_is_made_up(old_processor, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        costs.main(["--device", "cpu", "--dtype", "bfloat16", "--out", str(tmp_path / "c.json")])
+    assert "dtype='bfloat16': this processor has no instructions" in capsys.readouterr().err
