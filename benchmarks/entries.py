@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,15 +282,15 @@ def through_autoencoder(pipe: Any, chunks: Iterable[Any]) -> Iterator[Any]:
         yield VideoChunk(to_uint8(decoded.float())[0], chunk.index, chunk.start_frame)
 
 
-def chosen_prompts(count: int, *, skip: int = 0, still: bool = False) -> list[tuple[str, Any]]:
-    """``count`` held-out prompts with their scenes, behind the first ``skip``; ``still``: of scenes that stand still,
-    the only ones whose identity drift is told."""
-    from longvid.metrics.oracle import STATIC
+def chosen_prompts(count: int, *, skip: int = 0, backgrounds: Collection[str] | None = None) -> list[tuple[str, Any]]:
+    """``count`` held-out prompts with their scenes, behind the first ``skip``; of these ``backgrounds`` alone."""
     from longvid.training.describe import held_out_prompts
 
     wanted, found = skip + count, list[tuple[str, Any]]()
     while len(found) < count:
-        found = [(t, s) for t, s in held_out_prompts(wanted)[skip:] if not still or s.background in STATIC]
+        found = [
+            (t, s) for t, s in held_out_prompts(wanted)[skip:] if backgrounds is None or s.background in backgrounds
+        ]
         wanted += count
     return found[:count]
 

@@ -42,6 +42,7 @@ from benchmarks.record import Record, write
 from benchmarks.scores import METRICS, SCORING, VideoScore
 from benchmarks.tables import markdown, summarise, with_speed_error
 from benchmarks.update import updated
+from longvid.metrics.oracle import STATIC
 from longvid.metrics.series import SEGMENT_SECONDS
 
 LONG_SECONDS, END_SECONDS = 120.0, 60.0
@@ -145,7 +146,7 @@ def collect(
     packed = args.out.with_suffix(".rows.xz")
     rows = Rows(args.rows or args.out.with_suffix(".rows.jsonl"), packed)
     used: list[dict[str, Any]] = []
-    prompts = chosen_prompts(args.prompts, skip=args.skip_prompts, still=args.still)
+    prompts = chosen_prompts(args.prompts, skip=args.skip_prompts, backgrounds=STATIC if args.still else None)
     tables: dict[str, dict[str, np.ndarray]] = {}
     facts: dict[str, Any] = {}
     for entry in entries:

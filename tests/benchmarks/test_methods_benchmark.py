@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import costs, methods, scores
+from benchmarks import costs, methods
 from benchmarks.claims import CLAIMS
 from benchmarks.entries import (
     DEFAULT_ENTRIES,
@@ -24,6 +24,7 @@ from benchmarks.entries import (
 from benchmarks.methods import Rows, scored_parts
 from benchmarks.scores import METRICS, Oracle, VideoScore
 from benchmarks.tables import cost_how, cost_table
+from longvid.metrics.oracle import STATIC
 from longvid.training import world
 
 SCENE = world.Scene(colour="red", shape="ball", motion="circle", background="stars")
@@ -117,8 +118,8 @@ def test_of_a_long_video_the_first_segment_and_the_last_minute_are_scored():
 
 
 def test_still_prompts_come_from_behind_those_that_are_skipped():
-    every, still = chosen_prompts(40), chosen_prompts(6, skip=10, still=True)
-    assert {scene.background for _, scene in still} == set(scores.STATIC)
+    every, still = chosen_prompts(40), chosen_prompts(6, skip=10, backgrounds=STATIC)
+    assert {scene.background for _, scene in still} == set(STATIC)
     places = [every.index(prompt) for prompt in still]
     assert places == sorted(places)
     assert places[0] >= 10
