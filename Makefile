@@ -32,6 +32,8 @@ export OMP_NUM_THREADS ?= 1
 endif
 
 BIN := .venv/bin
+# Tests are single-threaded. Each worker loads PyTorch, about 1 GB, so that more than four are seldom worth it.
+WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; \
 	then echo "$$p"; break; fi; done)
@@ -61,7 +63,7 @@ serve: .venv/.longvid-dev ## Serve a viewer page that streams video as it is mad
 	$(BIN)/longvid serve $(ARGS)
 
 test: .venv/.longvid-dev ## The test suite on the CPU [TESTS=path ARGS=-x]
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS) $(ARGS)
 
 test-gpu: .venv/.longvid-dev ## Tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(TESTS) $(ARGS)
