@@ -95,7 +95,7 @@ def test_claims_are_judged_anew_where_both_sides_are_new_and_kept_where_not():
         (lambda new: new["figures"]["entries"]["fifo"].update(videos=10), r"'fifo': 10 videos, the record has 24"),
         (lambda new: new["figures"]["entries"]["fifo"].update(dtype="float32"), r"rendered in float32.*bfloat16"),
         (
-            lambda new: new["figures"]["means"]["self-forcing"]["motion"].update(estimate=9.0),
+            lambda new: new["figures"]["means"]["self-forcing"]["motion"].update(estimate=9.0, low=8.5, high=9.5),
             r"'self-forcing': motion is 9, the record has .*render all entries again",
         ),
     ],
@@ -107,6 +107,23 @@ def test_videos_of_another_kind_are_refused(change, told):
     change(new)
     with pytest.raises(ValueError, match=told):
         put(record, new)
+
+
+def test_a_rare_event_that_only_one_side_has_makes_no_other_videos():
+    record = a_run("old")
+    record["figures"]["means"]["fifo"]["loop_share"] |= {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    for high, same in ((0.008, True), (0.001, False)):
+        new = copy.deepcopy(record)
+        new["figures"]["means"]["fifo"]["loop_share"] |= {
+            "estimate": 0.001,
+            "low": 0.0 if same else 0.0005,
+            "high": high,
+        }
+        if same:
+            put(record, new)
+        else:
+            with pytest.raises(ValueError, match="'fifo': loop_share is 0.001, the record has 0"):
+                put(record, new)
 
 
 def test_the_benchmark_says_why_it_cannot_update(tmp_path, tiny_model_folder, capsys):
