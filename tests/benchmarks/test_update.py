@@ -122,7 +122,7 @@ def test_a_rare_event_that_only_one_side_has_makes_no_other_videos():
         if same:
             put(record, new)
         else:
-            with pytest.raises(ValueError, match="'fifo': loop_share is 0.001, the record has 0"):
+            with pytest.raises(ValueError, match=r"'fifo': loop_share is 0\.001, the record has 0"):
                 put(record, new)
 
 
