@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.claims import Claim, judge
-from benchmarks.entries import DEFAULT_ENTRIES, Entry, Renderer, chosen_entries, chosen_prompts
+from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer, chosen_entries, chosen_prompts
 from benchmarks.methods import Rows, batches
 from benchmarks.record import Record
 from benchmarks.tables import interval
@@ -200,15 +200,17 @@ def _difference(table: np.ndarray, base: np.ndarray, resamples: int) -> Interval
 
 
 def light_table(figures: Mapping[str, Any]) -> str:
-    """Entries by what became of the light; bold where it is clearly more than the baseline's, italic where less."""
+    """Entries by what became of the light; a swing is bold where it is clearly more than the baseline's, italic where
+    less, and turns have a star where they clearly differ: too many are as wrong as too few."""
     lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
     for label, row in figures["means"].items():
         cells = []
         for name in METRICS:
             change = figures["differences"].get(label, {}).get(name)
             text = interval(row[name], 2) if row[name] else "-"
-            if change and Interval(**change).clear and label != "world":
-                text = f"**{text}**" if change["estimate"] > 0 else f"_{text}_"
+            if change and Interval(**change).clear and label not in REFERENCES:
+                mark = "\\*" if name == "turns" else "**" if change["estimate"] > 0 else "_"
+                text = f"{text}{mark}" if name == "turns" else f"{mark}{text}{mark}"
             cells.append(text)
         lines.append(f"| `{label}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -233,7 +235,8 @@ def light_how(record: Mapping[str, Any]) -> str:
         f"{record['prompts']} held-out prompts of day and night x {record['seeds']} seeds x {record['seconds']:g} s, "
         f"{dtype}, on {machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch "
         f"{record['versions']['torch']}; commit {record['commit']}. Means with 95 % bootstrap intervals over prompts. "
-        f"**Bold**: clearly more than `{figures['baseline']}` in the paired comparison; _italic_: clearly less."
+        f"**Bold**: clearly more than `{figures['baseline']}` in the paired comparison; _italic_: clearly less; \\*: "
+        "clearly different where neither way is better."
     )
 
 

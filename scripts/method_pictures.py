@@ -1,16 +1,17 @@
-"""Methods side by side as pictures: frames over time, how far each scene has gone, and what each method remembers.
+"""Methods side by side as pictures: frames over time, how far scenes have gone, their light, what a method remembers.
 
     python scripts/method_pictures.py "a pink star swings in the evening" \\
         --out docs/images/methods.webp --cache docs/images/methods_cache.webp --drift docs/images/methods_drift.webp
-    python scripts/method_pictures.py --drift docs/images/methods_drift.webp
+    python scripts/method_pictures.py --drift docs/images/methods_drift.webp --light docs/images/methods_light.webp
     python scripts/method_pictures.py "a red box hops slowly over the sea" --out docs/images/ouroboros.webp \\
         --entry fifo --entry ouroboros --entry guidance:fifo,student=base,schedule.memory_guidance=0.03
 
 Entries have the names of benchmarks/entries.py: a label of its DEFAULT_ENTRIES, or under a label of its own
 [LABEL:]METHOD[@MODEL][,key=value...]. Without --entry they are all of the default ones that no student was asked for:
 every method on the base. Drift is the scene drift of all videos of a
-record of benchmarks/methods.py, one point a five-second segment; nothing is rendered for it. The cache is that of the
-first seconds of the first prompt, a column a block. Drift and cache need Matplotlib (extra ``eval``).
+record of benchmarks/methods.py, one point a five-second segment, and light that of the first prompt of a record of
+benchmarks/light.py; nothing is rendered for them. The cache is that of the first seconds of the first prompt, a column
+a block. All but the frames need Matplotlib (extra ``eval``).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer
 from longvid.models.students import BASE
 
 TIMES = (0.0, 15.0, 30.0, 59.0)  # seconds
-RECORD = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "methods_60s.json"
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+RECORD, LIGHT = RESULTS / "methods_60s.json", RESULTS / "light_60s.json"
 LABEL_WIDTH, HEADING_HEIGHT, TEXT_SIZE = 172, 20, 13  # pixels
 COLUMNS = 4  # of the panels with curves and caches
 
@@ -165,6 +167,29 @@ def drift_picture(curves: Mapping[str, Sequence[float]], segment: float) -> Any:
     return image(figure)
 
 
+def light_picture(curves: Mapping[str, Sequence[float]]) -> Any:
+    """A panel a label of ``curves`` but "world": its light, grey levels a second, and real video's, dashed."""
+    methods = {label: values for label, values in curves.items() if label != "world"}
+    figure, axes = panels(len(methods), "seconds", "mean luma")
+    for axis, (label, values) in zip(axes, methods.items(), strict=True):
+        real = axis.plot(curves["world"], color="black", lw=1, ls="--")[0]
+        own = axis.plot(values, color="tab:red", lw=2)[0]
+        axis.set_title(label, fontsize=9)
+    names = ["light of the method", "real video of the caption"]
+    figure.legend([own, real], names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return image(figure)
+
+
+def recorded_light(figures: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Light of the default entries that a record's ``figures`` hold, and of "world", by label."""
+    labels = (*(entry.label for entry in default_entries()), "world")
+    return {
+        row_label(label, figures["entries"][label]["student"]): figures["curves"][label]
+        for label in labels
+        if label in figures["curves"]
+    }
+
+
 def cache_picture(caches: Mapping[str, list[list[tuple[int, str]]]]) -> Any:
     """A panel a method: blocks from left to right, the latent frames that are held from bottom to top, by role."""
     from longvid.notebook import ROLE_COLOURS
@@ -200,13 +225,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the strips of frames")
     parser.add_argument("--drift", type=Path, help="the curves of a record")
     parser.add_argument("--record", type=Path, default=RECORD, help="of benchmarks/methods.py, for the curves")
+    parser.add_argument("--light", type=Path, help="light over time, of a record")
+    parser.add_argument("--light-record", type=Path, default=LIGHT, help="of benchmarks/light.py")
     parser.add_argument("--cache", type=Path, help="what each method remembers")
     parser.add_argument("--cache-seconds", type=float, default=20)
     args = parser.parse_args(arguments)
-    if not (args.out or args.drift or args.cache):
-        parser.error("nothing to draw: give --out, --cache or --drift")
+    if not (args.out or args.drift or args.cache or args.light):
+        parser.error("nothing to draw: give --out, --cache, --drift or --light")
     if bool(args.prompts) != bool(args.out or args.cache):
-        parser.error(f"prompts={args.prompts}: --out and --cache need a PROMPT, and --drift alone takes none")
+        parser.error(f"prompts={args.prompts}: --out and --cache need a PROMPT, and --drift and --light take none")
     if args.prompts:
         try:
             entries = [find_entry(text, args.model) for text in args.entry or ()] or default_entries(args.model)
@@ -232,6 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         record = json.loads(args.record.read_text(encoding="utf-8"))
         drift_picture(recorded_drifts(record["figures"]), SEGMENT_SECONDS).save(args.drift, quality=90)
+    if args.light:
+        record = json.loads(args.light_record.read_text(encoding="utf-8"))
+        light_picture(recorded_light(record["figures"])).save(args.light, quality=90)
 
 
 if __name__ == "__main__":

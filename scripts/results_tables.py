@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the recorded figures of benchmarks/methods.py and benchmarks/costs.py.
+"""The tables of docs/results.md, from the recorded figures of benchmarks/methods.py, light.py and costs.py.
 
 python scripts/results_tables.py            writes them between their markers
 python scripts/results_tables.py --check    fails when the document is out of date
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pages
 from benchmarks.claims import PAPERS
+from benchmarks.light import light_claims, light_how, light_table
 from benchmarks.scores import METRICS
 from benchmarks.tables import (
     SECTIONS,
@@ -34,7 +35,7 @@ from benchmarks.tables import (
 PAGE = "docs/results.md"
 RESULTS = pages.ROOT / "benchmarks" / "results"
 GLANCE = ("scene_drift", "subject_motion", "speed_error", "shape_last", "one_subject_last", "consistency_10s")
-COSTS = "methods_costs.json"
+COSTS, LIGHT = "methods_costs.json", "light_60s.json"
 LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
 SEARCHES = {"beyond": "beyond_60s.json", "ideas": "ideas_60s.json", "held-out": "held_out_60s.json"}
 
@@ -112,6 +113,9 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
         found[f"{length}-verdicts"] = lambda name=name: verdict_table(read(name)["figures"])  # type: ignore[misc]
     found["cost-how"] = lambda: cost_how(read(COSTS))
     found["cost"] = lambda: cost_table(read(COSTS)["figures"])
+    found["light-how"] = lambda: light_how(read(LIGHT))
+    found["light"] = lambda: light_table(read(LIGHT)["figures"])
+    found["light-claims"] = lambda: light_claims(read(LIGHT)["figures"])
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
     for key, name in SEARCHES.items():
         if (RESULTS / name).exists():

@@ -89,12 +89,24 @@ def test_curves_are_those_of_the_record(tmp_path):
         assert np.asarray(picture.convert("RGB")).std() > 0
 
 
+def test_light_is_that_of_the_record(tmp_path):
+    figures = json.loads(method_pictures.LIGHT.read_text(encoding="utf-8"))["figures"]
+    curves = method_pictures.recorded_light(figures)
+    found = {label.partition("\n")[0]: values for label, values in curves.items()}
+    assert found == {label: figures["curves"][label] for label in found}
+    assert {"longlive", "longvid", "fifo", "world"} <= set(found)
+    out = tmp_path / "light.png"
+    method_pictures.main(["--light", str(out)])
+    with Image.open(out) as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([PROMPT], "nothing to draw"),
         (["--out", "strips.png"], "need a PROMPT"),
-        ([PROMPT, "--drift", "drift.png"], "--drift alone takes none"),
+        ([PROMPT, "--drift", "drift.png"], "--drift and --light take none"),
         ([PROMPT, "--entry", "world", "--out", "strips.png"], "must be a method that a model renders"),
     ],
 )
