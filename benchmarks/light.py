@@ -24,11 +24,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.claims import Claim, judge
-from benchmarks.entries import DEFAULT_ENTRIES, REFERENCES, Entry, Renderer, chosen_entries, chosen_prompts
+from benchmarks.entries import DEFAULT_ENTRIES, Entry, Renderer, chosen_entries, chosen_prompts
 from benchmarks.methods import Rows, batches
 from benchmarks.record import Record
-from benchmarks.tables import interval
-from longvid.metrics.bootstrap import RESAMPLES, Interval, complete_pairs, mean_interval, paired_difference
+from benchmarks.scores import Metric
+from benchmarks.tables import claim_table, compared, section_table
+from longvid.metrics.bootstrap import RESAMPLES
 from longvid.metrics.frames import luma
 from longvid.metrics.oracle import LIT
 from longvid.metrics.report import to_plain
@@ -36,7 +37,10 @@ from longvid.metrics.report import to_plain
 SCORING = 1
 """To be raised when a video's line changes its meaning."""
 
-METRICS = {"swing": "light's swing (real video: 1)", "turns": "dawns and dusks a minute"}
+METRICS = {
+    "swing": Metric(title="light's swing (real video: 1)", good=1),
+    "turns": Metric(title="dawns and dusks a minute", good=0),  # too many are as wrong as too few
+}
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -174,14 +178,7 @@ def summarise(
         }
         for label, videos in lights.items()
     }
-    means: dict[str, dict[str, Interval | None]] = {label: {} for label in tables}
-    differences: dict[str, dict[str, Interval | None]] = {label: {} for label in tables if label != baseline}
-    for label, table in tables.items():
-        for name in SCORES:
-            whole = table[name][np.isfinite(table[name]).all(axis=1)]
-            means[label][name] = mean_interval(whole, resamples=resamples) if len(whole) >= 2 else None
-            if label != baseline:
-                differences[label][name] = _difference(table[name], tables[baseline][name], resamples)
+    means, differences = compared(tables, baseline, SCORES, resamples)
     return {
         "baseline": baseline,
         "means": to_plain(means),
@@ -189,42 +186,6 @@ def summarise(
         "claims": to_plain([judge(claim, tables, resamples=resamples) for claim in CLAIMS]),
         "curves": {label: videos[0][0] for label, videos in lights.items() if videos[0][0]},
     }
-
-
-def _difference(table: np.ndarray, base: np.ndarray, resamples: int) -> Interval | None:
-    try:
-        pair, _ = complete_pairs({"entry": table, "base": base})
-    except ValueError:
-        return None
-    return paired_difference(pair["entry"], pair["base"], resamples=resamples)
-
-
-def light_table(figures: Mapping[str, Any]) -> str:
-    """Entries by what became of the light; a swing is bold where it is clearly more than the baseline's, italic where
-    less, and turns have a star where they clearly differ: too many are as wrong as too few."""
-    lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
-    for label, row in figures["means"].items():
-        cells = []
-        for name in METRICS:
-            change = figures["differences"].get(label, {}).get(name)
-            text = interval(row[name], 2) if row[name] else "-"
-            if change and Interval(**change).clear and label not in REFERENCES:
-                mark = "\\*" if name == "turns" else "**" if change["estimate"] > 0 else "_"
-                text = f"{text}{mark}" if name == "turns" else f"{mark}{text}{mark}"
-            cells.append(text)
-        lines.append(f"| `{label}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def light_claims(figures: Mapping[str, Any]) -> str:
-    """Each claim with its verdict and the paired difference that it rests on."""
-    lines = ["| claim | paper | verdict | difference in swing |", "|---|---|---|---|"]
-    for row in figures["claims"]:
-        claim, found = row["claim"], row["difference"]
-        told = interval(found, 2) if found else row["why"]
-        what = f"`{claim['entry']}` - `{claim['than']}`: {told}"
-        lines.append(f"| {claim['text']} | {claim['paper']} | **{row['verdict']}** | {what} |")
-    return "\n".join(lines)
 
 
 def light_how(record: Mapping[str, Any]) -> str:
@@ -262,7 +223,12 @@ def main(argv: Iterable[str] | None = None) -> None:
     lights, facts = collect(entries, args)
     figures = summarise(lights, args.baseline) | {"entries": facts}
     record.write(args.out, figures)
-    print(light_table(figures), light_claims(figures), light_how(record.header() | {"figures": figures}), sep="\n\n")
+    print(
+        section_table(figures, METRICS, METRICS),
+        claim_table(figures, METRICS),
+        light_how(record.header() | {"figures": figures}),
+        sep="\n\n",
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims import CLAIMS, Claim, judge
-from benchmarks.scores import METRICS, speed_error
+from benchmarks.scores import METRICS, Metric, speed_error
 from longvid.metrics.bootstrap import RESAMPLES, Interval, complete_pairs, judge_drift, mean_interval, paired_difference
 from longvid.metrics.report import to_plain
 
@@ -58,13 +58,8 @@ def summarise(
     ``tables[entry][metric]`` is [P, S], NaN where a video has no such score: those prompts are left out, of both sides
     of a pair. A metric with fewer than two complete prompts is None.
     """
-    means = {e: {m: _mean(table[m], resamples) for m in METRICS} for e, table in tables.items()}
+    means, paired = compared(tables, baseline, METRICS, resamples)
     base = tables[baseline]
-    paired = {
-        entry: {m: _difference(table[m], base[m], resamples) for m in METRICS}
-        for entry, table in tables.items()
-        if entry != baseline
-    }
     verdicts = {entry: _verdict(table, base, resamples) for entry, table in tables.items() if entry != baseline}
     judged = [judge(claim, tables, resamples=resamples) for claim in claims]
     return {
@@ -75,6 +70,20 @@ def summarise(
         "drift_verdicts": to_plain(verdicts),
         "claims": to_plain(judged),
     }
+
+
+def compared(
+    tables: Tables, baseline: str, metrics: Iterable[str], resamples: int
+) -> tuple[dict[str, dict[str, Interval | None]], dict[str, dict[str, Interval | None]]]:
+    """Means of every entry, and paired differences from ``baseline`` of every other one, by entry and metric."""
+    names, base = list(metrics), tables[baseline]
+    means = {entry: {m: _mean(table[m], resamples) for m in names} for entry, table in tables.items()}
+    paired = {
+        entry: {m: _difference(table[m], base[m], resamples) for m in names}
+        for entry, table in tables.items()
+        if entry != baseline
+    }
+    return means, paired
 
 
 def with_speed_error(tables: Tables) -> dict[str, dict[str, np.ndarray]]:
@@ -174,16 +183,16 @@ def counted(figures: Mapping[str, Any], metric: str) -> str:
     return f"{counts[0]} to {counts[-1]} prompts" if len(counts) > 1 else f"{counts[0] if counts else 0} prompts"
 
 
-def section_table(figures: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Entries by metrics, those left out that no entry has; empty where none is left."""
+def section_table(figures: Mapping[str, Any], names: Iterable[str], metrics: Mapping[str, Metric] = METRICS) -> str:
+    """Entries by ``names`` of ``metrics``, those left out that no entry has; empty where none is left."""
     means = figures["means"]
     shown = [name for name in names if any(row[name] is not None for row in means.values())]
     if not shown:
         return ""
-    lines = ["| | " + " | ".join(METRICS[m].title for m in shown) + " |", "|---|" + "---|" * len(shown)]
+    lines = ["| | " + " | ".join(metrics[m].title for m in shown) + " |", "|---|" + "---|" * len(shown)]
     for entry, row in means.items():
         if any(row[name] is not None for name in shown):
-            lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, m) for m in shown) + " |")
+            lines.append(f"| `{entry}` | " + " | ".join(cell(figures, entry, m, metrics) for m in shown) + " |")
     return "\n".join(lines)
 
 
@@ -200,15 +209,15 @@ def verdict_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def claim_table(figures: Mapping[str, Any]) -> str:
+def claim_table(figures: Mapping[str, Any], metrics: Mapping[str, Metric] = METRICS) -> str:
     """Each claim with its verdict and the paired difference that it rests on."""
     lines = ["| claim | paper | verdict | difference |", "|---|---|---|---|"]
     for row in figures["claims"]:
         claim, found = row["claim"], row["difference"]
         told = (
-            f"{interval(found, METRICS[claim['metric']].digits)} ({found['prompts']} prompts)" if found else row["why"]
+            f"{interval(found, metrics[claim['metric']].digits)} ({found['prompts']} prompts)" if found else row["why"]
         )
-        what = f"`{claim['entry']}` - `{claim['than']}`, {METRICS[claim['metric']].title}: {told}"
+        what = f"`{claim['entry']}` - `{claim['than']}`, {metrics[claim['metric']].title}: {told}"
         lines.append(f"| {claim['text']} | {claim['paper']} | {row['verdict']} | {what} |")
     return "\n".join(lines)
 
@@ -257,15 +266,15 @@ def interval(found: Mapping[str, Any], digits: int) -> str:
     return f"{found['estimate']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def cell(figures: Mapping[str, Any], entry: str, metric: str) -> str:
+def cell(figures: Mapping[str, Any], entry: str, metric: str, metrics: Mapping[str, Metric] = METRICS) -> str:
     found = figures["means"][entry][metric]
     if found is None:
         return "-"
-    text = interval(found, METRICS[metric].digits)
+    text = interval(found, metrics[metric].digits)
     change = figures["differences"].get(entry, {}).get(metric)
     if change is None or not Interval(**change).clear:
         return text
-    gain = change["estimate"] * METRICS[metric].good
+    gain = change["estimate"] * metrics[metric].good
     if gain == 0:
         return f"{text}\\*"
     if gain > 0 and metric in ("scene_drift", "scene_worst", "identity_drift"):

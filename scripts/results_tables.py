@@ -18,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import pages
 from benchmarks.claims import PAPERS
-from benchmarks.light import light_claims, light_how, light_table
+from benchmarks.light import METRICS as OF_LIGHT
+from benchmarks.light import light_how
 from benchmarks.scores import METRICS
 from benchmarks.tables import (
     SECTIONS,
     cell,
+    claim_table,
     cost_how,
     cost_table,
     entry_table,
@@ -114,8 +116,8 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
     found["cost-how"] = lambda: cost_how(read(COSTS))
     found["cost"] = lambda: cost_table(read(COSTS)["figures"])
     found["light-how"] = lambda: light_how(read(LIGHT))
-    found["light"] = lambda: light_table(read(LIGHT)["figures"])
-    found["light-claims"] = lambda: light_claims(read(LIGHT)["figures"])
+    found["light"] = lambda: section_table(read(LIGHT)["figures"], OF_LIGHT, OF_LIGHT)
+    found["light-claims"] = lambda: claim_table(read(LIGHT)["figures"], OF_LIGHT)
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
     for key, name in SEARCHES.items():
         if (RESULTS / name).exists():

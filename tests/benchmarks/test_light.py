@@ -78,7 +78,7 @@ def test_a_run_reports_means_differences_and_claims_and_goes_on_from_its_lines(t
     monkeypatch.setattr(light, "rendered", lambda *_: pytest.fail("what is packed is not rendered again"))
     light.main(command)
     assert json.loads(out.read_text(encoding="utf-8"))["figures"] == figures
-    assert "| `world` | 1.00 [1.00, 1.00] |" in capsys.readouterr().out
+    assert "| `world` | 1.00 [1.00, 1.00]" in capsys.readouterr().out
 
 
 def test_a_video_that_overflows_fails_alone(monkeypatch):
