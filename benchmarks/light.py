@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ def light_how(record: Mapping[str, Any]) -> str:
     )
 
 
-def main(argv: Iterable[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entry", action="append", metavar="[LABEL:]METHOD[@MODEL][,student=NAME][,key=value...]")
     parser.add_argument("--baseline", default="self-forcing", help="label of the entry that all are compared with")
@@ -215,7 +215,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "light_60s.json")
     parser.add_argument("--rows", type=Path, help="finished videos; beside OUT when not given")
-    args = parser.parse_args(None if argv is None else list(argv))
+    args = parser.parse_args(argv)
     entries = chosen_entries(parser, args.entry or DEFAULT_ENTRIES, args.model, args.baseline)
     if "world" not in {entry.label for entry in entries}:
         parser.error("entries: 'world' must be among them, which light is measured against")

@@ -175,9 +175,8 @@ def collect(
             if row is None:
                 continue
             rendered += 1
-            products.add(
-                row.get("products", "native")
-            )  # told by the machine that rendered, not by the one that reports
+            # Told by the machine that rendered, not by the one that reports.
+            products.add(row.get("products", "native"))
             if row["failed"]:
                 failed.append(f"{video['prompt']!r}, seed {video['seed']}: {row['failed']}")
             if row["drifts"]:
