@@ -123,7 +123,7 @@ def collect(entries: Sequence[Entry], args: argparse.Namespace) -> tuple[dict[st
     renderer = Renderer(args.device, args.dtype)
     packed = args.out.with_suffix(".rows.xz")
     rows = Rows(args.rows or args.out.with_suffix(".rows.jsonl"), packed)
-    prompts = chosen_prompts(args.prompts, backgrounds=(LIT,))
+    prompts = chosen_prompts(args.prompts, skip=args.skip_prompts, backgrounds=(LIT,))
     lights: dict[str, list[list[Any]]] = {}
     facts: dict[str, Any] = {}
     used: list[dict[str, Any]] = []
@@ -208,6 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="embedded", help="model of entries that name none")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument(
+        "--skip-prompts", type=int, default=0, help="leave out the first ones (to try settings on others)"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=12, help="videos rendered together")
     parser.add_argument("--device")
@@ -219,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
     entries = chosen_entries(parser, args.entry or DEFAULT_ENTRIES, args.model, args.baseline)
     if "world" not in {entry.label for entry in entries}:
         parser.error("entries: 'world' must be among them, which light is measured against")
-    record = Record(vae=True, warm_up=0, seeds=args.seeds, seconds=args.seconds, prompts=args.prompts)
+    which = {"prompts": args.prompts, "skipped": args.skip_prompts}
+    record = Record(vae=True, warm_up=0, seeds=args.seeds, seconds=args.seconds, **which)
     lights, facts = collect(entries, args)
     figures = summarise(lights, args.baseline) | {"entries": facts}
     record.write(args.out, figures)

@@ -58,7 +58,7 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
         raise InputError(f"attention.backend={config.backend!r}: must be one of {known} for radial attention")
     backend: dict[str, Any] = {"backend": config.backend, "strict": config.strict}
 
-    def blocks_of(call: AttentionCall, length: int, store: Any) -> BlockCSR:
+    def blocks_of(call: AttentionCall, length: int, store: Any, differentiable: bool) -> BlockCSR:
         view, tokens = call.view, call.tokens_per_frame
         if call.mask is not None:
             raise InputError("attention='radial': brings its own mask and takes no other; use 'dense'")
@@ -67,7 +67,7 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
             return rollout_blocks(window, window, tokens, RadialSpec.for_grid(tokens, sink_frames=sink_frames))
         spec = RadialSpec.for_grid(tokens, sink_frames=sink_frames, anchor="key")
         if not view.tokens:
-            return rollout_blocks(view.own_frames, view.key_frames, tokens, spec, dense_chunk=True)
+            return rollout_blocks(view.own_frames, call.key_frames(differentiable), tokens, spec, dense_chunk=True)
         whole = whole_frames(store.selector, view.start)
         frames = (*range(view.start - whole, view.start), *view.own_frames[view.own // tokens :])
         return _beside(store.selector.length - whole * tokens, view.own_frames, frames, tokens, spec)
@@ -82,7 +82,7 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
         extra: Any = None,
     ) -> Tensor:
         query, key, value = (x.to(query_BLND.dtype).transpose(1, 2) for x in (query_BLND, key_BTND, value_BTND))
-        blocks = blocks_of(call, query.shape[2], store)
+        blocks = blocks_of(call, query.shape[2], store, key.requires_grad)
         if extra is None or not extra[0].shape[1]:
             alone: Tensor = block_sparse_attention(query, key, value, blocks, **backend)
             return alone.transpose(1, 2)

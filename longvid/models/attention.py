@@ -48,6 +48,19 @@ class AttentionCall:
     attend: Attend | None = None
     tokens_per_frame: int = 0
 
+    def key_frames(self, differentiable: bool) -> tuple[int, ...]:
+        """The frame of each `tokens_per_frame` keys that a frame-level cache answers, in their order.
+
+        differentiable: whether they carry gradients; the call's own keys then come last, not in the slot where they
+        are stored.
+        """
+        view = self.view
+        assert view is not None
+        if not differentiable:
+            return view.key_frames
+        past = tuple(frame for frame in view.key_frames if frame < view.start)
+        return past + view.own_frames[view.own // self.tokens_per_frame :]
+
 
 class SelfAttentionProcessor:
     """Self-attention of one layer against the cache that is bound to it."""

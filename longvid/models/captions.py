@@ -118,7 +118,9 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
     def ids(self, concepts: list[dict[str, str]]) -> Tensor:
         """Slot -> concept dictionaries to embedding rows, int64 [B, 5]."""
         rows = [[table[filled.get(slot)] for slot, table in self._rows.items()] for filled in concepts]
-        return torch.tensor(rows, dtype=torch.long, device=self.embedding.weight.device)
+        where = self.embedding.weight.device
+        # Weights on "meta" are offloaded: the hook that brings them takes the rows along.
+        return torch.tensor(rows, dtype=torch.long, device="cpu" if where.type == "meta" else where)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [B, 5] -> [B, 5, text_dim]."""

@@ -68,6 +68,11 @@ class Denoiser:
             raise ValueError(
                 "transformer: image-conditioned Wan checkpoints (image_dim) are not supported; use text-to-video"
             )
+        if config.out_channels not in (None, config.in_channels):
+            raise ValueError(
+                f"transformer: in_channels={config.in_channels} and out_channels={config.out_channels} must agree; "
+                "checkpoints that take a picture beside the latents are not supported; use text-to-video"
+            )
         self.transformer, self.attend = transformer, attend
         self.device = torch.device(device or transformer.patch_embedding.weight.device)
         self.heads, self.head_dim = config.num_attention_heads, config.attention_head_dim
@@ -78,23 +83,17 @@ class Denoiser:
 
     def _install(self) -> None:
         model = self.transformer
-        self._self: list[SelfAttentionProcessor] = []
-        self._text: list[TextAttentionProcessor] = []
         if not isinstance(model.rope, CallRope):
             processors = [(b.attn1.processor, b.attn2.processor) for b in model.blocks]
             model._longvid_stock = _Stock(model.rope, model.condition_embedder.timesteps_proj, processors)
             model.rope = CallRope(self.head_dim, self._patch)
             model.condition_embedder.timesteps_proj = ExactTimesteps(model.config.freq_dim)
         for block in model.blocks:
-            for attn, kind, mine in (
-                (block.attn1, SelfAttentionProcessor, self._self),
-                (block.attn2, TextAttentionProcessor, self._text),
-            ):
+            for attn, kind in ((block.attn1, SelfAttentionProcessor), (block.attn2, TextAttentionProcessor)):
                 if not isinstance(attn.processor, kind):
                     backend = getattr(attn.processor, "_attention_backend", None)
                     attn.set_processor(kind())
                     attn.processor._attention_backend = backend
-                mine.append(attn.processor)
         self._rope: CallRope = model.rope
 
     def release(self) -> None:
@@ -107,6 +106,16 @@ class Denoiser:
         for block, (first, second) in zip(self.transformer.blocks, stock.processors, strict=True):
             block.attn1.set_processor(first)
             block.attn2.set_processor(second)
+
+    # Asked of the layers at each call: another Denoiser of the same transformer may have exchanged some since.
+
+    @property
+    def _self(self) -> list[SelfAttentionProcessor]:
+        return [block.attn1.processor for block in self.transformer.blocks]
+
+    @property
+    def _text(self) -> list[TextAttentionProcessor]:
+        return [block.attn2.processor for block in self.transformer.blocks]
 
     # ---------------------------------------------------------------- sizes
 
@@ -157,7 +166,12 @@ class Denoiser:
         if embeds.ndim != 3 or embeds.shape[-1] != self.text_dim:
             raise ValueError(f"prompt_embeds: shape {tuple(embeds.shape)} must be [batch, tokens, {self.text_dim}]")
         model = self.transformer
-        text = model.condition_embedder.text_embedder(embeds.to(model.patch_embedding.weight.device, self.dtype))
+        # Not called through the transformer, whose hook would fetch it: whole-model offloading leaves it where it lies,
+        # sequential offloading (weights on "meta") fetches it by a hook of its own.
+        where: torch.device = model.patch_embedding.weight.device
+        text = model.condition_embedder.text_embedder(
+            embeds.to(self.device if where.type == "meta" else where, self.dtype)
+        )
         layers = []
         for block in model.blocks:
             key, value = TextAttentionProcessor.keys_values(block.attn2, text)
@@ -190,13 +204,14 @@ class Denoiser:
             attend=self.attend,
             tokens_per_frame=cache.tokens_per_frame,
         )
-        for processor, store in zip(self._self, cache.layers, strict=True):
+        processors = self._self
+        for processor, store in zip(processors, cache.layers, strict=True):
             processor.store = store
         try:
             return self._run(latents, timesteps, text, call, guidance_scale)
         finally:
             # A rollout that is dropped must free its cache: the transformer outlives it.
-            for processor in self._self:
+            for processor in processors:
                 processor.store = None
 
     def full(
@@ -243,7 +258,8 @@ class Denoiser:
         timesteps = timesteps.to(self.device, torch.float32).expand(batch, frames).reshape(-1)
         if text.branches == 2:
             folded, timesteps = folded.repeat(2, 1, 1, 1, 1), timesteps.repeat(2)
-        for i, processor in enumerate(self._text):
+        processors = self._text
+        for i, processor in enumerate(processors):
             processor.text = text.layers[i]
             processor.parts = [(frames, part.layers[i]) for frames, part in parts] if parts else None
         self._rope.call = call
@@ -253,7 +269,7 @@ class Denoiser:
             velocity: Tensor = self.transformer(folded, timesteps, nothing, return_dict=False)[0]
         finally:
             self._rope.call = None
-            for processor in self._text:
+            for processor in processors:
                 processor.text = processor.parts = None
         velocity = velocity.reshape(text.branches, batch, frames, -1, height, width).transpose(2, 3).float()
         if text.branches == 1:

@@ -116,10 +116,7 @@ def recency_attend(recency: Recency) -> Attend:
                 raise InputError(
                     f"attention.recency={recency.beta:g}: the cache's tokens belong to no frame; use a policy of frames"
                 )
-            frames = view.key_frames
-            if key_BTND.requires_grad:  # then the call's own keys come last, not in the slot where they are stored
-                past = tuple(frame for frame in frames if frame < view.start)
-                frames = past + view.own_frames[view.own // call.tokens_per_frame :]
+            frames = call.key_frames(key_BTND.requires_grad)
             mask = _mask(bias_of(view.own_frames, frames), call.tokens_per_frame, query_BLND.dtype, query_BLND.device)
         attended: Tensor = dispatch_attention_fn(
             query_BLND,

@@ -66,8 +66,12 @@ class RotaryTables:
         if found is not None:
             self._remembered.move_to_end(key)
             return found
-        angles = torch.tensor(key, dtype=torch.float64)[:, None] * self._time_frequencies
-        tables = (self._join(angles.cos().float(), self._space_cos), self._join(angles.sin().float(), self._space_sin))
+        with torch.inference_mode(False):  # they are kept, and autograd takes no inference tensors
+            angles = torch.tensor(key, dtype=torch.float64)[:, None] * self._time_frequencies
+            tables = (
+                self._join(angles.cos().float(), self._space_cos),
+                self._join(angles.sin().float(), self._space_sin),
+            )
         self._remembered[key] = tables
         if len(self._remembered) > self.REMEMBERED:
             self._remembered.popitem(last=False)

@@ -14,14 +14,17 @@ Shape letters: B batch, F latent frames, S tokens in a frame, L = F * S tokens, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from longvid.config import AttentionConfig
+from longvid.kernels.backend import BackendError
 from longvid.models.attention import Attend, AttentionCall, SelfAttentionProcessor
 
 
@@ -89,7 +92,11 @@ def gather_subject(
 def attend_with_subject(
     query: Tensor, key: Tensor, value: Tensor, subject: SubjectTokens | None, *, backend: Any = None
 ) -> Tensor:
-    """``softmax(Q [K ; K']^T / sqrt(D)) [V ; V']``, all ``[B, L, N, D]``; plain attention when there is no subject."""
+    """``softmax(Q [K ; K']^T / sqrt(D)) [V ; V']``, all ``[B, L, N, D]``; plain attention when there is no subject.
+
+    Where rows of the batch have unlike numbers of tokens, the padding is masked and "native" takes the place of
+    ``backend``: flash attention, sage attention and their kin refuse any mask.
+    """
     attn_mask = None
     if subject is not None and subject.key.shape[1]:
         key = torch.cat([key, subject.key.to(key)], dim=1)
@@ -97,7 +104,24 @@ def attend_with_subject(
         if not bool(subject.valid.all()):
             own = torch.ones(key.shape[0], key.shape[1] - subject.valid.shape[1], dtype=torch.bool, device=key.device)
             attn_mask = torch.cat([own, subject.valid.to(key.device)], dim=1)[:, None, None]
+            backend = AttentionBackendName.NATIVE
     return dispatch_attention_fn(query, key, value, attn_mask=attn_mask, backend=backend)
+
+
+def tell_masked(transformer: Any, layers: Sequence[int], config: AttentionConfig) -> None:
+    """Say that masked calls of ``layers`` leave the transformer's attention backend for "native", if they do.
+
+    Raises:
+        BackendError: they do and ``config.strict`` forbids it.
+    """
+    backend = transformer.blocks[layers[0]].attn1.processor._attention_backend
+    if backend is None or AttentionBackendName(backend) == AttentionBackendName.NATIVE:
+        return
+    name = AttentionBackendName(backend).value
+    message = f"attention.backend={name!r}: layers {', '.join(map(str, layers))} see the subject under a mask"
+    if config.strict:
+        raise BackendError(f"{message}, and run on 'native'; name that, or allow falling back")
+    warnings.warn(f"{message}; using 'native' there", RuntimeWarning, stacklevel=3)
 
 
 @dataclass(slots=True)

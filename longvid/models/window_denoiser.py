@@ -39,7 +39,6 @@ class WindowDenoiser(Denoiser):
                 processor = SubjectAttentionProcessor(layer)
                 processor._attention_backend = attention.processor._attention_backend
                 attention.set_processor(processor)
-                self._self[layer] = processor
 
     def predict(
         self,
@@ -81,12 +80,13 @@ class WindowDenoiser(Denoiser):
     @contextmanager
     def text_at_hand(self, text: TextContext) -> Iterator[None]:
         """Keep a prompt on the cross-attention layers: gradient checkpointing runs blocks again after the call."""
-        for processor, layer in zip(self._text, text.layers, strict=True):
+        processors = self._text
+        for processor, layer in zip(processors, text.layers, strict=True):
             processor.text = layer
         try:
             yield
         finally:
-            for processor in self._text:
+            for processor in processors:
                 processor.text = None
 
 

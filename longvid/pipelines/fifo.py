@@ -8,7 +8,9 @@ from typing import Any
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
+from longvid.config import AttentionConfig
 from longvid.models.attend import attend_for, set_dense_backend
+from longvid.models.subject_attention import tell_masked
 from longvid.models.subject_words import find_subject
 from longvid.models.taps import last_third
 from longvid.models.window_denoiser import WindowDenoiser
@@ -29,15 +31,13 @@ class FifoPipeline(LongVideoPipeline):
     """
 
     method_name = "fifo"
-    _windowed: WindowDenoiser | None = None
 
     def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: str) -> Any:
         if request.method.schedule.kind != "fifo":
             return super()._make_rollout(request, initial, on_step, attention)
         settings = fifo_settings(request.method)
-        denoiser = self._window_denoiser(settings)
-        denoiser.attend = attend_for(request.method.attention)
-        set_dense_backend(self.transformer, request.method.attention, denoiser.device)
+        set_dense_backend(self.transformer, request.method.attention, self._execution_device)
+        denoiser = self._window_denoiser(settings, request.method.attention)
         factor = self._facts.spatial // self.transformer.config.patch_size[1]
 
         def encode(texts: Sequence[str]) -> RollPrompt:
@@ -59,16 +59,17 @@ class FifoPipeline(LongVideoPipeline):
             on_step=on_step,
         )
 
-    def _window_denoiser(self, settings: FifoSettings) -> WindowDenoiser:
+    def _window_denoiser(self, settings: FifoSettings, attention: AttentionConfig) -> WindowDenoiser:
+        """One for each rollout, whose attention is its own."""
         layers: tuple[int, ...] = ()
         if settings.additions.subject.mode != "none":
             count = len(self.transformer.blocks)
             layers = settings.additions.subject.layers or last_third(count)
-        known = self._windowed
-        if known is None or known.transformer is not self.transformer or known.subject_layers != layers:
-            self._windowed = known = WindowDenoiser(self.transformer, layers, device=self._execution_device)
-        known.device = self._execution_device
-        return known
+        denoiser = WindowDenoiser(self.transformer, layers, device=self._execution_device)
+        denoiser.attend = attend_for(attention)
+        if layers and denoiser.attend is None:
+            tell_masked(self.transformer, layers, attention)
+        return denoiser
 
     def _roll_prompt(self, texts: Sequence[str], request: Request, settings: FifoSettings) -> RollPrompt:
         context = self._context(texts, request)

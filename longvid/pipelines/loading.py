@@ -81,10 +81,13 @@ def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, c
     if folder is not None and not (folder / "model_index.json").is_file():
         return _read_original(cls, folder, dtype, components)
     if folder is not None:
+        _check_index(model, model_defaults(folder))
         _check_weights(folder, components)
     shown = diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.disable_progress_bar()
     try:
+        if folder is None:
+            _check_index(model, cls.load_config(str(model)))
         return cls.from_pretrained(str(folder or model), dtype=dtype, **components)
     except ModelError:
         raise
@@ -93,6 +96,17 @@ def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, c
     finally:
         if shown:
             diffusers_logging.enable_progress_bar()
+
+
+def _check_index(model: str | Path, index: Mapping[str, Any]) -> None:
+    """Refuse a model of two transformers, one for high and one for low noise: with the first alone its videos would
+    never be finished."""
+    second = index.get("transformer_2")
+    if second and any(second):
+        raise ModelError(
+            f"model={str(model)!r}: its transformer_2 (a second expert, for low noise) is not supported; use a model "
+            "of one transformer, such as Wan2.1 or Wan2.2-TI2V-5B"
+        )
 
 
 def _read_original(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtype, components: dict[str, Any]) -> Any:

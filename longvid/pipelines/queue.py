@@ -281,7 +281,7 @@ def run_first_clip(
             torch.full((schedule.window_frames,), level),
             v_before=before,
             has_before=None if before is None else torch.ones(schedule.window_frames, dtype=torch.bool),
-            noise=None if draw is None else draw(level),
+            noise=None if draw is None else draw(level).to(x),
         )
         before = v
         changed = None if on_step is None else on_step(level, x)

@@ -202,3 +202,26 @@ class TestDenseBackend:
     def test_a_wrong_name_is_answered_with_the_nearest(self, model):
         with pytest.raises(UnknownNameError, match="did you mean 'flash'"):
             set_dense_backend(model, AttentionConfig(backend="flsh"), self.cpu)
+
+
+def test_under_autograd_the_same_frames_are_thinned(model, latents):
+    """There a call's own keys stand at the end and not in their slots."""
+    policy = SlidingPolicy(window=FRAMES - 10, frames_per_block=BLOCK)
+    denoiser = Denoiser(model, attend_for(AttentionConfig(kind="radial", backend="gather")))
+    text = denoiser.encode_text(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(2)))
+    cache = denoiser.new_cache(policy, batch=1, height=2 * ROWS, width=2 * COLUMNS)
+    times, unordered = torch.full((BLOCK,), 300.0), False
+    for start in range(0, FRAMES, BLOCK):
+        cache.begin(start, BLOCK)
+        block = latents[:, :, start : start + BLOCK]
+        with torch.no_grad():
+            plain = denoiser(block, times, text, cache)
+        traced = denoiser(block.clone().requires_grad_(), times, text, cache)
+        torch.testing.assert_close(traced, plain, atol=1e-5, rtol=0)
+        frames = cache.view("denoise").key_frames
+        unordered |= frames != tuple(sorted(frames))
+        with torch.no_grad():
+            denoiser(block, times, text, cache, "commit")
+        cache.commit()
+    assert unordered
+    assert traced.requires_grad

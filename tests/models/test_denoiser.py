@@ -251,8 +251,9 @@ def test_compiled_blocks_need_no_graph_per_length(make_tiny_transformer):
     [
         ({"patch_size": (2, 2, 2)}, "temporal patch"),
         ({"image_dim": 8, "added_kv_proj_dim": 24}, "image-conditioned"),
+        ({"in_channels": 9}, "in_channels=9 and out_channels=4"),
     ],
-    ids=["patch", "image"],
+    ids=["patch", "image", "picture-channels"],
 )
 def test_other_architectures_are_refused(change, message):
     from diffusers import WanTransformer3DModel

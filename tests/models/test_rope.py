@@ -59,6 +59,15 @@ def test_tables_of_a_block_are_computed_once():
     assert len(tables._remembered) == tables.REMEMBERED
 
 
+def test_tables_made_in_inference_mode_serve_autograd_later():
+    with torch.inference_mode():
+        tables = RotaryTables(32, 2, 2)
+        tables.at([0])
+    x = torch.randn(1, 4, 2, 32, requires_grad=True)
+    tables.rotate(x, [0]).sum().backward()
+    assert x.grad is not None
+
+
 def test_out_and_gradient_paths_agree():
     tables = RotaryTables(12, 2, 2)
     x = torch.randn(2, 8, 3, 12)

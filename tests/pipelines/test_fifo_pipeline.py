@@ -210,13 +210,51 @@ def test_a_stock_wan_folder(tmp_path: Any, make_tiny_transformer: Any) -> None:
 
 @pytest.mark.parametrize("name", ["fifo", "ouroboros"])
 def test_windows_attend_radially_when_asked(make_tiny_pipe: Any, name: str) -> None:
-    """On four tokens a frame every band holds them all, so that the video stays; the next call is dense again."""
+    """On four tokens a frame every band holds them all, so that the video stays. Rollouts may take turns."""
     pipe = make_tiny_pipe(name, **SMALL)
     dense, radial = latents(pipe, frames=9), latents(pipe, frames=9, attention="radial")
-    assert pipe._windowed.attend is not None
     torch.testing.assert_close(radial, dense, atol=1e-3, rtol=0)
-    assert torch.equal(latents(pipe, frames=9), dense)
-    assert pipe._windowed.attend is None
+    assert not torch.equal(radial, dense)
+    first, second = (pipe.rollout(PROMPT, num_frames=9, seed=0, attention=kind) for kind in ("radial", "dense"))
+    turns = [torch.cat([a.latents, b.latents]) for a, b in zip(first, second, strict=True)]
+    assert torch.equal(torch.cat(turns, dim=2), torch.cat([radial, dense]))
+
+
+def test_rollouts_of_unlike_methods_take_turns_on_one_transformer(make_tiny_pipe: Any) -> None:
+    """A queue that follows its subject exchanges attention processors under a rollout that is under way."""
+    pipe = make_tiny_pipe("ouroboros", **SMALL)
+    pipe.use_method("ouroboros", {"schedule": {"subject_attention": "bridge", "subject_recent": 1}})
+    call = {"num_frames": 25, "seed": 0}
+    chunks = pipe.rollout(PROMPT, method="self-forcing", **call)
+    whole = [block.latents for block in chunks]
+    again = pipe.rollout(PROMPT, method="self-forcing", **call)
+    found = [next(again).latents]
+    queue = pipe.rollout(PROMPT, **call)
+    found.append(next(again).latents)
+    next(queue)
+    found += [block.latents for block in again]
+    assert torch.equal(torch.cat(found, dim=2), torch.cat(whole, dim=2))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["falls-back", "strict"])
+def test_a_backend_without_masks_leaves_the_subject_s_calls_to_another(make_tiny_pipe: Any, strict: bool) -> None:
+    """Rows of a call see unlike numbers of the subject's tokens; flash and its kin refuse the mask that this needs."""
+    pipe = make_tiny_pipe("ouroboros", **SMALL)
+    change = {"subject_attention": "bridge", "subject_recent": 1}
+    pipe.use_method("ouroboros", {"schedule": change})
+    expected = latents(pipe)
+    pipe.use_method("ouroboros", {"schedule": change, "attention": {"backend": "_native_flash", "strict": strict}})
+    try:
+        if strict:
+            with pytest.raises(longvid.InputError, match="'_native_flash': layers 1 see the subject under a mask"):
+                latents(pipe)
+        else:
+            with pytest.warns(RuntimeWarning, match="using 'native' there"):
+                found = latents(pipe)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    finally:
+        pipe.transformer.set_attention_backend("native")  # also what else in the process follows
+        pipe.transformer.reset_attention_backend()
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,14 @@ def test_with_the_exact_model_the_exits_have_the_true_law() -> None:
     assert ab2_var == pytest.approx(0.9875, abs=2e-3)
     assert ab2_corr == pytest.approx(0.8958, abs=2e-3)
     assert exit_law("ab2", 32, 1.0)[0] == pytest.approx(0.9963, abs=2e-3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5], ids=["deterministic", "stochastic"])
+def test_the_first_clip_s_noise_goes_where_the_queue_is(eta: float) -> None:
+    """Noise is drawn on the CPU, for the same video everywhere; "meta" stands for an accelerator."""
+    schedule = FifoSchedule(window_frames=4, num_partitions=2)
+    solver = FlowSolver(schedule=schedule, solver="euler", eta=eta)
+    queue = LatentQueue(schedule, solver, (1, 2, 2, 3), device="meta")
+    draw = (lambda level: normal(1, 2, 4, 2, 3, seed=level)) if eta else None
+    clip = run_first_clip(queue, normal(1, 2, 4, 2, 3), lambda x, _: torch.zeros_like(x), draw)
+    assert clip.device.type == "meta"

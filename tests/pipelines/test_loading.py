@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 
 import longvid
@@ -112,6 +113,27 @@ def test_a_damaged_index(broken):
 def test_a_missing_component(broken):
     shutil.rmtree(broken / "vae")
     refused(broken, "vae")
+
+
+def test_a_model_of_two_experts_is_refused_before_weights_load(broken):
+    index = json.loads((broken / "model_index.json").read_text())
+    whole = index | {"transformer_2": [None, None], "boundary_ratio": None}
+    (broken / "model_index.json").write_text(json.dumps(whole))
+    longvid.load(broken)
+    (broken / "model_index.json").write_text(json.dumps(whole | {"transformer_2": index["transformer"]}))
+    weights_of(broken).unlink()
+    refused(broken, "transformer_2 .*not supported; use a model of one")
+
+
+def test_weights_may_lie_elsewhere_between_calls(tiny_model_folder):
+    """As under enable_sequential_cpu_offload, whose hooks bring a layer's weights when it is called."""
+    plain, offloaded = (longvid.load(tiny_model_folder, device="cpu") for _ in range(2))
+    for part in (offloaded.transformer, offloaded.vae, offloaded.text_encoder):
+        cpu_offload(part, torch.device("cpu"))
+    assert offloaded.transformer.patch_embedding.weight.device.type == "meta"
+    call = {"num_frames": 17, "seed": 0, "output_type": "np"}
+    expected, found = (pipe("a red ball", **call).frames for pipe in (plain, offloaded))
+    assert (expected == found).all()
 
 
 def test_bad_sampling_defaults_are_refused_before_weights_load(broken):
