@@ -19,8 +19,8 @@ def updated(record: Mapping[str, Any], header: Mapping[str, Any], figures: Mappi
     """``record`` with the ``figures`` of a new run in place of its own for the entries of that run, in its order.
 
     record: {**header, "figures": ...}, which keeps its header. header: of the new run. Claims are judged anew where
-    both of their entries are in the new run, and kept where not. The figures have "updates": what came later, with
-    commit, machine and versions. Raises ValueError, one line, when the two are not of the same videos.
+    both of their entries are in the new run, and kept where not. The figures have "updates": which entries
+    came later, with commit, machine and versions. Raises ValueError, one line, when the two are not of the same videos.
     """
     before = record["figures"]
     for name in SAME:
@@ -49,7 +49,9 @@ def updated(record: Mapping[str, Any], header: Mapping[str, Any], figures: Mappi
         for row in figures["claims"]
     ]
     own = {name: header[name] for name in ("command", "commit", "machine", "versions")}
-    result["updates"] = [*before.get("updates", []), {"entries": rendered, **own}]
+    # An entry that is only reported again, for the pairs, was not rendered again.
+    renewed = [label for label in rendered if before["means"].get(label) != figures["means"][label]]
+    result["updates"] = [*before.get("updates", []), *([{"entries": renewed, **own}] if renewed else [])]
     return {**record, "figures": result}
 
 
