@@ -4,20 +4,24 @@
         lock                        held while a process renders to clip.mp4
         recipe.json                 everything that the frames depend on; another recipe is refused
         blocks.jsonl                one line a block: frames and bytes so far, each new frame's MD5 and mark
-        snapshot-000032.safetensors state of rollout and decoder after block 31 (the newest two are kept)
+        snapshot-000032.safetensors state of rollout and decoder after block 31 (at most two)
         whole                       every block is in the file; it may be taking its final form
 
 A block's line is written after the block is in the video file, so the file is never shorter than the journal says. A
-torn last line is dropped. When the render ends, the MD5s and marks become ``clip.mp4.frames_md5`` and the folder is
-removed.
+torn last line is dropped. A snapshot is written after its blocks' lines, so that the newest is the one to go on from;
+the one before it stays until a third is begun, for a newest one that turns out to be damaged. When the render ends, the
+MD5s and marks become ``clip.mp4.frames_md5`` and the folder is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_KEPT_SNAPSHOTS = 2
+_UNFINISHED = ("*.part", ".tmp*")
+"""What a kill leaves of a file that was being written: under our name, or under safetensors' own."""
 
 
 class BlockRecord(NamedTuple):
@@ -92,6 +97,7 @@ class RenderJournal:
         self.output = os.fspath(output)
         self.folder = journal_folder(output)
         self._lines: Any = None
+        self._newest: Path | None = None  # the newest snapshot that this process has written or read
         with told(self.output):
             self.folder.mkdir(exist_ok=True)
             self._lock = OutputLock(self.folder / "lock", self.output)
@@ -119,8 +125,11 @@ class RenderJournal:
             raise ResumeError(f"resume: {self.folder / 'recipe.json'} is damaged ({error}); use --overwrite") from None
         refuse_other(then, recipe)
         records = list(self._read_blocks())
-        # Drop a torn last line for good, so that the next one does not continue it.
         with told(self.output):
+            for pattern in _UNFINISHED:
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+            # Drop a torn last line for good, so that the next one does not continue it.
             _write_whole(self.folder / "blocks.jsonl", b"".join(map(_line, records)))
         return records
 
@@ -140,18 +149,29 @@ class RenderJournal:
                 raise
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Write a snapshot under a temporary name, sync it, rename it, and drop all but the newest two."""
-        from safetensors.torch import save
+        """Write a snapshot under a temporary name, sync it, rename it.
 
+        All but the newest usable one are dropped before: of a large model it has gigabytes, and no more than two lie on
+        the disk at any time. Raises ``DiskFullError`` when there is no room: nothing of it is left, the newest stays.
+        """
+        path = self.folder / f"snapshot-{snapshot.blocks:06d}.safetensors"
         tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
-        data = save(tensors, metadata={"meta": json.dumps(snapshot.meta), "blocks": str(snapshot.blocks)})
+        facts = {"meta": json.dumps(snapshot.meta), "blocks": str(snapshot.blocks)}
         with told(self.output):
-            _write_whole(self.folder / f"snapshot-{snapshot.blocks:06d}.safetensors", data)
-            for old in self._snapshots()[:-_KEPT_SNAPSHOTS]:
-                old.unlink(missing_ok=True)
+            for old in self._snapshots():
+                if old != self._newest:
+                    old.unlink()
+            # Asked first, so that others who write to this disk do not find it full.
+            if shutil.disk_usage(self.folder).free < sum(tensor.nbytes for tensor in tensors.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with _whole(path) as part:
+                _save(tensors, part, facts)
+                with contextlib.suppress(OSError):  # safetensors lets nobody but the owner read it
+                    shutil.copymode(self.folder / "recipe.json", part)
+        self._newest = path
 
     def latest_snapshot(self, blocks: int) -> Snapshot | None:
-        """The newest readable snapshot after at most ``blocks`` blocks."""
+        """The newest readable snapshot after at most ``blocks`` blocks; ``snapshot`` keeps this one."""
         from safetensors import SafetensorError, safe_open
 
         for path in reversed(self._snapshots()):
@@ -161,9 +181,11 @@ class RenderJournal:
                 with safe_open(path, framework="pt") as file:
                     facts = file.metadata()
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return Snapshot(int(facts["blocks"]), tensors, json.loads(facts["meta"]))
+                found = Snapshot(int(facts["blocks"]), tensors, json.loads(facts["meta"]))
             except (SafetensorError, OSError, ValueError, KeyError):
                 continue  # damaged: the one before it, or the beginning, leads to the same frames
+            self._newest = path
+            return found
         return None
 
     @property
@@ -293,14 +315,34 @@ def _line(record: BlockRecord) -> bytes:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write ``path`` so that it is either as before or holds all of ``data``."""
+    with _whole(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write under; then ``path`` is what was written, or, when anything goes wrong, as before."""
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield part
+        with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors straight from where they lie, without the second copy that bytes of the file would be."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # the system's errors come in words only
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), None, int(number[1])) from error  # the last is Windows' number

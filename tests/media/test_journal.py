@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+import signal
+import stat
 import subprocess
 import sys
+import tracemalloc
+from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from longvid.errors import OutputError, OutputLockedError, ResumeError
+from longvid.errors import DiskFullError, OutputError, OutputLockedError, ResumeError
 from longvid.media.journal import (
     BlockRecord,
     RenderJournal,
@@ -122,6 +131,151 @@ def test_snapshots_are_exact_and_the_newest_two_are_kept(tmp_path: Path) -> None
     fallback = journal.latest_snapshot(99)
     assert fallback is not None
     assert fallback.blocks == 4
+    journal.release()
+
+
+MEGABYTE = 1 << 20
+
+
+def snapshot(blocks: int, *, megabytes: int = 1) -> Snapshot:
+    return Snapshot(blocks, {"keys": torch.full((megabytes, MEGABYTE), blocks, dtype=torch.uint8)}, {"blocks": blocks})
+
+
+def names(journal: RenderJournal) -> list[str]:
+    return sorted(path.name for path in journal.folder.iterdir())
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file can become longer than ``size`` bytes: what writes more is told that there is no room."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_a_snapshot_is_written_without_its_bytes_in_memory(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    journal.snapshot(snapshot(1))  # with the imports
+    large = snapshot(2, megabytes=8)
+    tracemalloc.start()
+    try:
+        journal.snapshot(large)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MEGABYTE
+    found = journal.latest_snapshot(2)
+    assert found is not None
+    assert torch.equal(found.tensors["keys"], large.tensors["keys"])
+    journal.release()
+
+
+def test_no_more_than_two_snapshots_are_on_the_disk_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    save_file, meanwhile = safetensors.torch.save_file, []
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        save_file(*args, **kwargs)
+        meanwhile.append([name.removeprefix("snapshot-") for name in names(journal) if name.startswith("snapshot-")])
+
+    monkeypatch.setattr(safetensors.torch, "save_file", look)
+    for blocks in (1, 2, 3):
+        journal.snapshot(snapshot(blocks))
+    assert meanwhile == [
+        ["000001.safetensors.part"],
+        ["000001.safetensors", "000002.safetensors.part"],
+        ["000002.safetensors", "000003.safetensors.part"],
+    ]
+    journal.release()
+
+
+@pytest.mark.parametrize("newest", ["damaged", "of blocks that the file has lost"])
+def test_the_snapshot_that_a_run_went_on_from_stays_until_there_is_another(tmp_path: Path, newest: str) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    for blocks in (4, 8):
+        journal.snapshot(snapshot(blocks))
+    if newest == "damaged":
+        path = journal.folder / "snapshot-000008.safetensors"
+        path.write_bytes(path.read_bytes()[:40])
+    journal.release()
+    again = RenderJournal(tmp_path / "clip.mp4")
+    blocks = 9 if newest == "damaged" else 5
+    found = again.latest_snapshot(blocks)
+    assert found is not None
+    assert found.blocks == 4
+    with room_for(MEGABYTE // 2), pytest.raises(DiskFullError):
+        again.snapshot(snapshot(blocks + 1))
+    again.release()
+    assert names(again) == ["lock", "recipe.json", "snapshot-000004.safetensors"]
+
+
+@pytest.mark.parametrize("seen", ["before", "on the way"])
+def test_a_full_disk_leaves_the_snapshot_before_and_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    journal.snapshot(snapshot(1))
+    before = names(journal)
+    with monkeypatch.context() as patch, room_for(MEGABYTE if seen == "on the way" else 1 << 30):
+        if seen == "before":
+            usage = namedtuple("usage", "total used free")
+            patch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 3 * MEGABYTE - 1))
+        with pytest.raises(DiskFullError, match="no room on the disk"):
+            journal.snapshot(snapshot(2, megabytes=3))
+    assert names(journal) == before
+    found = journal.latest_snapshot(2)
+    assert found is not None
+    assert found.blocks == 1
+    journal.snapshot(snapshot(2, megabytes=3))  # room again
+    found = journal.latest_snapshot(2)
+    assert found is not None
+    assert found.blocks == 2
+    journal.release()
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    """Really killed, by the system, in the middle of a snapshot's bytes."""
+    output = tmp_path / "clip.mp4"
+    code = (
+        "import resource, signal, torch\n"
+        "from longvid.media.journal import RenderJournal, Snapshot\n"
+        f"journal = RenderJournal({str(output)!r})\njournal.begin({RECIPE!r})\n"
+        "journal.snapshot(Snapshot(1, {'keys': torch.ones(9)}, {}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({MEGABYTE}, resource.RLIM_INFINITY))\n"
+        f"journal.snapshot(Snapshot(2, {{'keys': torch.ones({MEGABYTE})}}, {{}}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    journal = RenderJournal(output)
+    (journal.folder / "snapshot-000002.safetensors.part").write_bytes(b"half")  # had the kill come a little later
+    assert len(names(journal)) == 5
+    journal.resume(RECIPE)
+    assert names(journal) == ["blocks.jsonl", "lock", "recipe.json", "snapshot-000001.safetensors"]
+    found = journal.latest_snapshot(2)
+    assert found is not None
+    assert found.blocks == 1
+    journal.release()
+
+
+def test_whoever_can_read_the_journal_can_read_its_snapshots(tmp_path: Path) -> None:
+    journal = RenderJournal(tmp_path / "clip.mp4")
+    journal.begin(RECIPE)
+    (journal.folder / "recipe.json").chmod(0o664)
+    journal.snapshot(snapshot(1))
+    assert stat.S_IMODE((journal.folder / "snapshot-000001.safetensors").stat().st_mode) == 0o664
     journal.release()
 
 
