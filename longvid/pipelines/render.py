@@ -5,14 +5,13 @@
 
 Whatever stops a render, the file plays up to its last block. ``resume=True`` takes the newest snapshot, makes the
 blocks between it and the file's end once more (they must come out with the same MD5s), and goes on behind them.
+Snapshots only save time: one that finds no room on the disk is left out, and the render goes on.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +37,9 @@ from longvid.media.output import check_output
 from longvid.media.writer import Position, VideoWriter, ending_of, length_of, open_writer
 from longvid.models.vae_stream import streaming_decoder
 
+from ..cache.snapshot import cpu_copy
 from .recipe import render_recipe
-
-_QUEUED = 2
-_SNAPSHOT_SECONDS = 15.0
-"""Least time between snapshots; they also never take more than a twentieth of the time."""
+from .recorder import Recorder
 
 
 class RenderProgress(NamedTuple):
@@ -113,7 +110,8 @@ def render_video(
 
     Raises:
         InputError: arguments that cannot be, an output that is in the way or in use, another configuration.
-        DiskFullError: the disk ran full; the file plays, and ``resume`` goes on.
+        DiskFullError: no room for the video; the file plays, and ``resume`` goes on. (A snapshot without room is only
+            logged as a warning.)
     """
     check_output(path, resume=resume, overwrite=overwrite)
     if not 0 <= crf <= 51:
@@ -201,7 +199,6 @@ class _Job:
         self.pipe, self.request, self.rollout, self.decoder = pipe, request, rollout, decoder
         self.journal, self.records, self.meter = journal, records, meter
         self.snapshot_every = snapshot_every
-        self._last_snapshot, self._cost = time.perf_counter(), 0.0
 
     def run(self, writer: VideoWriter) -> None:
         from .output import to_uint8
@@ -209,7 +206,7 @@ class _Job:
         request, records = self.request, self.records
         index = self._restore()
         self.meter.start(request, position_after(records).frames, index)
-        recorder = _Recorder(writer, self.journal)
+        recorder = Recorder(writer, self.journal)
         try:
             for block, video in self.pipe.decoded(self.rollout, request.frames, self.decoder):
                 frames_THWC = to_uint8(video)[0]
@@ -221,8 +218,9 @@ class _Job:
                     recorder.block(index, frames_THWC, marks)
                 index += 1
                 self.meter.block(index, len(frames_THWC) if index > len(records) else 0)
-                if index > len(records) and self._snapshot_is_due(index):
-                    recorder.snapshot(self._state(index))
+                every = self.snapshot_every
+                if index > len(records) and (recorder.rested if every is None else index % every == 0):
+                    recorder.snapshot(functools.partial(self._state, index))
                 del block, video
         finally:
             recorder.close()  # what was queued is written, whatever stopped us
@@ -243,21 +241,11 @@ class _Job:
         return snapshot.blocks
 
     def _state(self, blocks: int) -> Snapshot:
-        begun = time.perf_counter()
         tensors, meta = self.rollout.state_dict()
         named = {f"rollout/{name}": tensor for name, tensor in tensors.items()}
         # Copied: the next block changes the decoder's tensors while this one is being written.
-        named |= {
-            f"decoder/{name}": tensor.detach().cpu().clone() for name, tensor in self.decoder.state_dict().items()
-        }
-        self._last_snapshot = time.perf_counter()
-        self._cost = self._last_snapshot - begun
+        named |= {f"decoder/{name}": cpu_copy(tensor) for name, tensor in self.decoder.state_dict().items()}
         return Snapshot(blocks, named, meta)
-
-    def _snapshot_is_due(self, blocks: int) -> bool:
-        if self.snapshot_every is not None:
-            return blocks % self.snapshot_every == 0
-        return time.perf_counter() - self._last_snapshot > max(_SNAPSHOT_SECONDS, 20 * self._cost)
 
     def _compare(self, index: int, frames_THWC: np.ndarray) -> None:
         if frame_md5s(frames_THWC) != self.records[index].md5:
@@ -265,53 +253,6 @@ class _Job:
                 f"resume: block {index} came out different from the one in the file, so this machine or its libraries "
                 f"compute differently now; use --overwrite"
             )
-
-
-class _Recorder:
-    """The thread that writes: blocks to the file and then the journal, snapshots to the journal."""
-
-    def __init__(self, writer: VideoWriter, journal: RenderJournal) -> None:
-        self._writer, self._journal = writer, journal
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUED)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="longvid-writer", daemon=True)
-        self._thread.start()
-
-    def block(self, index: int, frames_THWC: np.ndarray, marks: tuple[str, ...]) -> None:
-        def write() -> None:
-            frames, size = self._writer.append(frames_THWC)
-            self._journal.record(BlockRecord(index, frames, size, frame_md5s(frames_THWC), marks))
-
-        self._put(write)
-
-    def snapshot(self, snapshot: Snapshot) -> None:
-        self._put(lambda: self._journal.snapshot(snapshot))
-
-    def close(self) -> None:
-        """Wait until everything is written; raise what went wrong."""
-        with contextlib.suppress(_Stopped):
-            self._put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _put(self, job: Callable[[], None] | None) -> None:
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(job, timeout=0.2)
-                return
-        raise _Stopped
-
-    def _work(self) -> None:
-        try:
-            while (job := self._queue.get()) is not None:
-                job()
-        except BaseException as error:
-            self._error = error
-
-
-class _Stopped(Exception):
-    """The writer thread has ended; ``close`` says why."""
 
 
 class _Meter:
