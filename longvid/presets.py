@@ -91,6 +91,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def expand(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with dotted keys spelled out: {"cache.window": 12} is {"cache": {"window": 12}}."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        first, *inner = key.split(".") if isinstance(key, str) else [key]
+        for part in reversed(inner):
+            value = {part: value}
+        nested = merge(nested, {first: value})
+    return nested
+
+
 def resolve_method(
     method: str | MethodConfig,
     *,
@@ -105,7 +116,7 @@ def resolve_method(
             ``shift`` and ``guidance_scale`` reach a "fifo" schedule, whose blocks, levels and solver are its own;
             ``train_frames`` is its ``window_frames`` unless the preset names them, and what the mapping ``fifo`` holds
             comes last.
-        overrides: nested values such as ``{"cache": {"window": 12}}``.
+        overrides: values such as ``{"cache": {"window": 12}}``, or ``{"cache.window": 12}``.
 
     Raises:
         UnknownNameError, InputError: an unknown name or key, or a combination that cannot be.
@@ -115,7 +126,7 @@ def resolve_method(
     if preset.schedule.kind == "fifo":
         given = _fifo_defaults(preset, model_defaults or {})
     plain = merge(to_mapping(preset), {"schedule": given})
-    resolved: MethodConfig = from_mapping(MethodConfig, merge(plain, overrides or {}))
+    resolved: MethodConfig = from_mapping(MethodConfig, merge(plain, expand(overrides or {})))
     return resolved
 
 

@@ -8,6 +8,7 @@ Shape letters: B batch, C channels, F latent frames, T video frames, H W pixels,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,14 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from longvid.config import MethodConfig
-from longvid.errors import InputError
+from longvid.errors import InputError, UnknownNameError
 from longvid.models.attend import attend_for_method, set_dense_backend
 from longvid.models.denoiser import Denoiser, TextContext
 from longvid.models.students import BASE
-from longvid.models.vae_stream import streaming_decoder, streaming_encoder
+from longvid.models.vae_stream import streaming_decoder
+from longvid.presets import resolve_method
 
+from .given import initial_latents
 from .noise import SeededNoise
 from .output import LongVideoPipelineOutput, VideoChunk, callback_names, to_uint8
 from .request import ModelFacts, Request, resolve
@@ -50,6 +53,7 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """
 
     method_name: ClassVar[str] = "self-forcing"
+    schedule_kinds: ClassVar[tuple[str, ...]] = ("chunk", "rolling")
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer", "scheduler"]
     _callback_tensor_inputs = ["latents"]
@@ -119,18 +123,30 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """Render with another method or other constants from now on; returns self.
 
         A name takes the model's sampling defaults into account, a ready MethodConfig is used as it is. overrides:
-        nested values over either, such as {"cache": {"window": 12}}.
+        values over either, such as {"cache": {"window": 18}} or {"cache.window": 18}. Raises InputError, and leaves the
+        method that was, for what is unknown or cannot be, and for a schedule that this pipeline does not run.
         """
+        self._check_schedule(self._resolved(method, overrides))
         self._method, self._overrides = method, overrides
         return self
 
     @property
     def method(self) -> MethodConfig:
         """The method in force: preset, model defaults and overrides resolved."""
-        from longvid.presets import resolve_method
+        return self._resolved(self._method, self._overrides)
 
-        defaults = self._facts.defaults if isinstance(self._method, str) else None
-        return resolve_method(self._method, model_defaults=defaults, overrides=self._overrides)
+    def _resolved(self, method: str | MethodConfig, overrides: Mapping[str, Any] | None) -> MethodConfig:
+        defaults = self._facts.defaults if isinstance(method, str) else None
+        return resolve_method(method, model_defaults=defaults, overrides=overrides)
+
+    def _check_schedule(self, method: MethodConfig) -> None:
+        kind = method.schedule.kind
+        if kind not in self.schedule_kinds:
+            known = " and ".join(map(repr, self.schedule_kinds))
+            raise InputError(
+                f"schedule.kind={kind!r}: {type(self).__name__} runs {known}; load the model with that method: "
+                f"longvid.load(..., method={(method.name or kind)!r})"
+            )
 
     @property
     def denoiser(self) -> Denoiser:
@@ -144,8 +160,15 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def check_inputs(self, prompt: str | Sequence[str], **arguments: Any) -> Request:
         """Check and resolve the arguments of a call without touching a weight. Raises InputError, one line."""
-        method, overrides = arguments.pop("method", None) or self._method, self._overrides
-        return resolve(method, self._facts, prompt, overrides=overrides, **arguments)
+        taken = inspect.signature(resolve).parameters
+        for name in arguments:
+            if name not in taken:
+                known = [n for n in inspect.signature(self.__call__).parameters if n not in ("output_type", "return_dict")]
+                raise UnknownNameError("argument", name, known)
+        method = arguments.pop("method", None) or self._method
+        request = resolve(method, self._facts, prompt, overrides=self._overrides, **arguments)
+        self._check_schedule(request.method)
+        return request
 
     def encode_prompt(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None
@@ -159,31 +182,6 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def _context(self, prompts: Sequence[str], request: Request) -> TextContext:
         embeds, negative = self.encode_prompt(prompts, request.negative if request.guided else None)
         return self.denoiser.encode_text(embeds, negative)
-
-    def _initial_latents(
-        self, image: Any, video: Any, latents: Tensor | None, height: Any, width: Any
-    ) -> Tensor | None:
-        """Latents [B, C, F, h, w] of an image or clip to continue from."""
-        given = [
-            name for name, value in (("image", image), ("video", video), ("latents", latents)) if value is not None
-        ]
-        if not given:
-            return None
-        if len(given) > 1:
-            raise InputError(f"{', '.join(given)}: give one of them")
-        if latents is not None:
-            return latents
-        size = (height or self._facts.height, width or self._facts.width)
-        if image is not None:
-            pixels = self.video_processor.preprocess(image, height=size[0], width=size[1])[:, :, None]
-        else:
-            pixels = self.video_processor.preprocess_video(video, height=size[0], width=size[1])
-            k = self._facts.temporal
-            if (pixels.shape[2] - 1) % k:
-                low = 1 + (pixels.shape[2] - 1) // k * k
-                raise InputError(f"video: {pixels.shape[2]} frames; must be {k}k+1; nearest {low} or {low + k}")
-        with torch.no_grad():
-            return streaming_encoder(self.vae).encode(pixels.to(self._execution_device, self.vae.dtype))
 
     # ---------------------------------------------------------------- four ways to get a video
 
@@ -231,9 +229,11 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs={unknown}: must be among {self._callback_tensor_inputs}"
             )
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback_on_step_end={callback!r}: must be a function (pipe, step, timestep, tensors)")
         # Everything that can be refused is refused here, before weights run; then again with the given frames' count.
         request = self.check_inputs(prompt, height=height, width=width, **arguments)
-        initial = self._initial_latents(image, video, latents, request.height, request.width)
+        initial = initial_latents(self, request, image=image, video=video, latents=latents)
         if initial is not None:
             request = self.check_inputs(
                 prompt,
@@ -242,7 +242,6 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 given_frames=initial.shape[2],
                 **arguments | {"seed": list(request.seeds), "generator": None},
             )
-            initial = initial.expand(request.batch, -1, -1, -1, -1)
         hook = None if callback is None else self._step_hook(callback)
         with torch.no_grad():
             return request, self._make_rollout(request, initial, hook, request.method.attention.kind)
@@ -251,8 +250,6 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The loop for a request. Subclasses with a schedule of their own override this. attention: its kind."""
         config = request.method.attention
         schedule, cache = request.method.schedule, request.method.cache
-        if schedule.kind not in ("chunk", "rolling"):
-            raise InputError(f"schedule.kind={schedule.kind!r}: {type(self).__name__} runs 'chunk' and 'rolling'")
         if schedule.sampler not in ("renoise", "euler"):
             raise InputError(f"schedule.sampler={schedule.sampler!r}: must be 'renoise' or 'euler' here")
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]

@@ -31,6 +31,7 @@ class FifoPipeline(LongVideoPipeline):
     """
 
     method_name = "fifo"
+    schedule_kinds = ("chunk", "rolling", "fifo")
 
     def _make_rollout(self, request: Request, initial: Tensor | None, on_step: StepHook | None, attention: str) -> Any:
         if request.method.schedule.kind != "fifo":

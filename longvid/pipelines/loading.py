@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,26 @@ from diffusers.utils import logging as diffusers_logging
 
 import longvid
 from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
-from longvid.errors import InputError, ModelError
+from longvid.errors import InputError, ModelError, UnknownNameError
 from longvid.models.folder import model_defaults, model_folder
 from longvid.models.students import BASE, Student, fuse_student, pick_student, student_defaults
-from longvid.precision import warn_if_slow
+from longvid.precision import check_device, warn_if_slow
 from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HUB_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "use_safetensors", "variant",
+)  # fmt: skip
 
 
 def load(
     model: str | Path = DEFAULT_MODEL,
     method: str | MethodConfig | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     *,
     student: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -34,22 +41,29 @@ def load(
 
     model: "embedded" (ships in the package), a local folder (diffusers' format, or Wan's original one), or a hub id.
     method: a name of `longvid methods`, or a MethodConfig that is used as it is. device: where it runs; the GPU when
-    there is one. dtype: of the weights; bfloat16 on a GPU, float32 on a CPU; a RuntimeWarning when a CPU has no
-    instructions for it. student: "base", or one of the model's
-    students (`longvid models`), which is merged into the weights; None takes the method's own where the model has it
-    (`use_method` later keeps the weights as they are). overrides: nested values over the method,
-    {"cache": {"window": 12}}. components: diffusers components to use in place of the folder's.
+    there is one. dtype: of the weights, a torch.dtype or its name: float32, bfloat16 or float16; bfloat16 on a GPU,
+    float32 on a CPU when None; a RuntimeWarning when a CPU has no instructions for it. student: "base", or one of the
+    model's students (`longvid models`), which is merged into the weights; None takes the method's own where the model
+    has it (`use_method` later keeps the weights as they are). overrides: values over the method,
+    {"cache": {"window": 18}} or {"cache.window": 18}. components: diffusers components to use in place of the folder's,
+    and `from_pretrained`'s options for models of the hub: `HUB_OPTIONS`.
 
-    Raises UnknownNameError for an unknown method or student and ModelError, one line, for a model that is missing,
-    incomplete, damaged or of another architecture.
+    Raises InputError for an argument that cannot be, UnknownNameError for an unknown one, method or student, and
+    ModelError, one line, for a model that is missing, incomplete, damaged or of another architecture.
     """
     method = DEFAULT_METHOD if method is None else method
     config = resolve_method(method)
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"model={model!r}: must be a name, a folder or a hub id (`longvid models` lists what is here)")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    check_device(device)
+    dtype = _dtype(dtype, device)
     warn_if_slow("dtype", dtype, device)
     cls = getattr(longvid, config.pipeline)
+    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    for name in components:
+        if name not in (*known, *HUB_OPTIONS):
+            raise UnknownNameError("argument", name, [*inspect.signature(load).parameters, *known, *HUB_OPTIONS])
     chosen = _student(model, config, student, components)
     defaults = student_defaults(model, chosen)
     # Refused now rather than after minutes of loading.
@@ -63,6 +77,17 @@ def load(
         pipe.student = chosen.name
     pipe.to(device)
     return pipe.use_method(method, overrides)
+
+
+def _dtype(given: Any, device: torch.device) -> torch.dtype:
+    if given is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if found not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise InputError(f"dtype={given!r}: must be one of {names}")
+    chosen: torch.dtype = found
+    return chosen
 
 
 def _student(
@@ -114,6 +139,8 @@ def _read_original(cls: type[LongVideoPipeline], folder: Path, dtype: torch.dtyp
     from longvid.models.checkpoints import load_transformer
     from longvid.models.checkpoints.conversion import original_components
 
+    if options := [name for name in components if name in HUB_OPTIONS]:
+        raise InputError(f"{', '.join(options)}: only for models in diffusers' format; {str(folder)!r} is in Wan's own")
     parts: dict[str, Any] = {**original_components(folder, dtype=dtype), **components}
     if "transformer" not in parts:
         parts["transformer"] = load_transformer(folder, dtype=dtype)

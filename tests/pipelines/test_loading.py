@@ -73,6 +73,38 @@ def refused(model, pattern, **more):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model=None: must be a name, a folder or a hub id"),
+        ({"model": 5}, "model=5"),
+        ({"dtype": "int8"}, "dtype='int8': must be one of float32, bfloat16, float16"),
+        ({"dtype": torch.float64}, "dtype=torch.float64"),
+        ({"torch_dtype": torch.bfloat16}, "unknown argument 'torch_dtype': did you mean 'dtype'"),
+        ({"metod": "self-forcing"}, "unknown argument 'metod': did you mean 'method'"),
+        ({"overrides": {"cache.widnow": 12}}, "did you mean 'window'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(map(str, (*value, *value.values()))),
+)
+def test_bad_arguments_are_refused_before_weights_load(broken, arguments, message):
+    weights_of(broken).unlink()
+    with pytest.raises(InputError, match=message):
+        longvid.load(**{"model": broken} | arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_refused_before_weights_load(broken):
+    weights_of(broken).unlink()
+    with pytest.raises(InputError, match=r"device='cuda'.*is not on this machine"):
+        longvid.load(broken, device="cuda")
+
+
+def test_names_stand_for_types_and_dots_for_nesting(tiny_model_folder):
+    pipe = longvid.load(tiny_model_folder, dtype="float16", overrides={"cache.window": 18, "cache": {"recent": 4}})
+    assert pipe.transformer.dtype == torch.float16
+    assert (pipe.method.cache.window, pipe.method.cache.recent) == (18, 4)
+
+
 def test_models_that_are_not_there(tmp_path):
     refused(tmp_path / "nowhere", "no such folder; give 'embedded'")
     refused("just-a-name", "no such folder")

@@ -291,3 +291,28 @@ def test_an_endless_stream_cannot_remember_everything(tiny_pipe):
 def test_a_batch_does_not_stream(tiny_pipe):
     with pytest.raises(InputError, match="a stream shows one"):
         tiny_pipe.stream([PROMPT, PROMPT], seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("nope", None, "unknown method"),
+        ("deep-forcing", {"cache": {"widnow": 3}}, "did you mean 'window'"),
+        ("fifo", None, r"runs 'chunk' and 'rolling'; load the model with .*method='fifo'"),
+    ],
+    ids=["name", "key", "schedule"],
+)
+def test_a_method_that_cannot_be_is_refused_at_once_and_the_one_before_stays(tiny_pipe, method, overrides, message):
+    before = tiny_pipe.method
+    with pytest.raises(InputError, match=message):
+        tiny_pipe.use_method(method, overrides)
+    assert tiny_pipe.method == before
+    if overrides is None:
+        with pytest.raises(InputError, match=message):
+            tiny_pipe.check_inputs(PROMPT, seconds=1, method=method)
+
+
+@pytest.mark.parametrize("call", ["stream", "rollout", "check_inputs"])
+def test_unknown_arguments_are_named(tiny_pipe, call):
+    with pytest.raises(InputError, match="unknown argument 'secnds': did you mean 'seconds'"):
+        getattr(tiny_pipe, call)(PROMPT, secnds=3)
