@@ -151,11 +151,14 @@ def render(
     job.check_outputs(resume=resume, overwrite=overwrite)
     if not dry_run:
         _check_device(job.device)
-    requests = [_request(job, folder, text, seed) for text, seed, _ in job.jobs()]  # refused before weights load
+    temporal = folder.temporal if folder else 4
+    given = _given(job, chosen.schedule.frames_per_block, temporal)
+    latents = _given_latents(given, temporal)
+    requests = [_request(job, folder, text, seed, latents) for text, seed, _ in job.jobs()]  # before weights load
     if dry_run:
         _print_plan(job, chosen, folder, requests[0])
         return
-    _render_all(job, resume=resume, overwrite=overwrite, quiet=quiet)
+    _render_all(job, given, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
 def _with_student(job: RenderConfig, folder: ModelFolder | None) -> tuple[RenderConfig, ModelFolder | None]:
@@ -168,8 +171,8 @@ def _with_student(job: RenderConfig, folder: ModelFolder | None) -> tuple[Render
     return dataclasses.replace(job, student=BASE if student is None else student.name), folder
 
 
-def _request(job: RenderConfig, folder: ModelFolder | None, prompt: str, seed: int) -> Any:
-    """What the pipeline will resolve to, from the model's JSON files alone."""
+def _request(job: RenderConfig, folder: ModelFolder | None, prompt: str, seed: int, given_frames: int) -> Any:
+    """What the pipeline will resolve to, from JSON files alone. given_frames: latent frames of the image or video."""
     from longvid.pipelines.request import ModelFacts, resolve
 
     defaults = dict(folder.index) if folder else {}
@@ -191,6 +194,7 @@ def _request(job: RenderConfig, folder: ModelFolder | None, prompt: str, seed: i
         seed=seed,
         height=job.height,
         width=job.width,
+        given_frames=given_frames,
         overrides=job.overrides,
     )
 
@@ -231,13 +235,12 @@ def _dtype_name(job: RenderConfig) -> str:
     return "bfloat16" if on_gpu else "float32"
 
 
-def _render_all(job: RenderConfig, *, resume: bool, overwrite: bool, quiet: bool) -> None:
+def _render_all(job: RenderConfig, given: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool) -> None:
     import torch
 
     import longvid
 
     notes, results = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False, soft_wrap=True)
-    given = _given(job)
     with _notes(notes, quiet):
         pipe = longvid.load(
             job.model,
@@ -287,8 +290,8 @@ def _interrupted(out: str, display: RenderDisplay) -> str:
     return f"interrupted: {out} plays ({done}); the same command with --resume goes on"
 
 
-def _given(job: RenderConfig) -> dict[str, Any]:
-    """Opened --image or --video."""
+def _given(job: RenderConfig, block: int, temporal: int) -> dict[str, Any]:
+    """Opened --image or --video. block: latent frames a block. temporal: video frames a latent frame."""
     if job.image is not None:
         from PIL import Image, UnidentifiedImageError
 
@@ -299,9 +302,15 @@ def _given(job: RenderConfig) -> dict[str, Any]:
     if job.video is not None:
         from longvid.media.tail import last_frames
 
-        block = job.resolved().schedule.frames_per_block
-        return {"video": last_frames(job.video, block=block, most=_GIVEN_LATENTS)}
+        return {"video": last_frames(job.video, block=block, most=_GIVEN_LATENTS, temporal=temporal)}
     return {}
+
+
+def _given_latents(given: dict[str, Any], temporal: int) -> int:
+    """How many latent frames the pipeline will make of ``given``: the first of them holds one picture."""
+    if "video" in given:
+        return 1 + (len(given["video"]) - 1) // temporal
+    return len(given)
 
 
 @contextmanager

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 import longvid
 from longvid.cli import main
 from longvid.media.journal import journal_folder, read_sidecar
+from longvid.media.writer import open_writer
+from longvid.metrics.blocks import rendered_blocks
+from longvid.metrics.reader import VideoReader
 
 PROMPT = "a red ball bounces over green hills"
 
@@ -238,8 +244,6 @@ def test_a_full_disk_is_one_line(
 
 
 def test_an_image_and_a_video_to_begin_with(run: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (80, 64), (200, 30, 30)).save(tmp_path / "first.png")
     common = ("--model", tiny_model_folder, "--method", "self-forcing", "-s", 2)
     code, _, err = run("render", PROMPT, *common, "--image", "first.png", "-o", "i.mp4")
@@ -255,6 +259,59 @@ def test_an_image_and_a_video_to_begin_with(run: Any, tiny_model_folder: Path, t
     code, _, err = run("render", PROMPT, *common, "--video", "bad.png", "-o", "b.mp4")
     assert code == 2
     assert err.count("\n") == 1
+
+
+def planned_starts(plan: str) -> list[int]:
+    """The video frames at which a printed plan's blocks begin."""
+    return [int(start) for start in re.findall(r"# +block \d+: .*video frames (\d+)-", plan)]
+
+
+@pytest.fixture
+def given_files(tmp_path: Path) -> None:
+    """first.png, and first.mp4 of 33 frames."""
+    picture = np.full((33, 64, 64, 3), (200, 30, 30), np.uint8)
+    Image.fromarray(picture[0]).save(tmp_path / "first.png")
+    writer = open_writer(tmp_path / "first.mp4", width=64, height=64, fps=16)
+    writer.append(picture)
+    writer.finish()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "starts"),
+    [("--image", "first.png", [0, 1, 13, 25, 37]), ("--video", "first.mp4", [0, 9, 21, 33])],
+)
+def test_the_plan_counts_what_is_given(
+    run: Any, given_files: None, tiny_model_folder: Path, tmp_path: Path, option: str, name: str, starts: list[int]
+) -> None:
+    arguments = ("render", PROMPT, "--model", tiny_model_folder, "-s", 2.5, option, name, "-o", "a.mp4")
+    code, plan, err = run(*arguments, "--dry-run")
+    assert code == 0, err
+    assert planned_starts(plan) == starts
+    assert run(*arguments)[0] == 0
+    made = rendered_blocks(VideoReader(tmp_path / "a.mp4"))
+    assert made is not None
+    assert sorted(made.boundaries) == starts[1:]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["render", "dry run"])
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (["-s", 4, "--image", "first.png"], "part 2 would never be shown"),
+        (["-s", 0.5, "--video", "first.mp4"], "seconds=0.5: what it goes on from has 2.0625 s already; ask for more"),
+        (["--frames", 9, "--video", "first.mp4"], "num_frames=9: what it goes on from has 33 frames already"),
+    ],
+)
+def test_what_is_given_is_counted_before_weights_load(
+    run: Any, no_weights: None, given_files: None, tiny_model_folder: Path, arguments: Any, rule: str, dry: list[str]
+) -> None:
+    """Of a file of prompts none is rendered when a later one cannot be."""
+    prompt = "a red ball[1.4s] | a blue box[0.3s] | a pink star" if "--image" in arguments else PROMPT
+    Path("prompts.txt").write_text(f"a red ball[3s]\n{prompt}\n")
+    for asked in ([prompt], ["--prompts-file", "prompts.txt"]):
+        code, out, err = run("render", *asked, "--model", tiny_model_folder, *arguments, *dry)
+        assert (code, out) == (2, "")
+        assert rule in err
 
 
 def test_methods_are_listed_and_printed(run: Any) -> None:

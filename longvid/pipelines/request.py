@@ -148,7 +148,11 @@ def resolve(
         latent_frames, blocks = timeline.latent + scene, blocks + own.count(scene)
         if given_frames and given_blocks >= blocks:
             known = Timeline(facts.temporal).video_frame(given_frames)
-            raise InputError(f"num_frames={frames}: what it goes on from has {known} frames already; ask for more")
+            asked, has = f"num_frames={num_frames}", f"{known} frames"
+            if num_frames is None:
+                asked = f"prompt, of {frames / facts.fps:g} s" if seconds is None else f"seconds={seconds:g}"
+                has = f"{known / facts.fps:g} s"
+            raise InputError(f"{asked}: what it goes on from has {has} already; ask for more")
     texts = [schedule.parts[0].text for schedule in schedules]
     negative = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt, empty=True)
     if len(negative) not in (1, len(texts)):
