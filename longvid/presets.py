@@ -63,7 +63,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["cache.window=12", "seed=3"]`` as nested plain values. Raises ``InputError`` for a pair without ``=``."""
+    """``["cache.window=18", "seed=3"]`` as nested plain values. Raises ``InputError`` for a pair without ``=``."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -72,7 +72,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, _ = pair.partition("=")
         if not equals or not key.strip() or any(not part.isidentifier() for part in key.strip().split(".")):
-            raise InputError(f"set={pair!r}: must be key=value, such as cache.window=12")
+            raise InputError(f"set={pair!r}: must be key=value, such as cache.window=18")
     try:
         plain = OmegaConf.to_container(OmegaConf.from_dotlist([pair.strip() for pair in pairs]), resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
@@ -116,7 +116,7 @@ def resolve_method(
             ``shift`` and ``guidance_scale`` reach a "fifo" schedule, whose blocks, levels and solver are its own;
             ``train_frames`` is its ``window_frames`` unless the preset names them, and what the mapping ``fifo`` holds
             comes last.
-        overrides: values such as ``{"cache": {"window": 12}}``, or ``{"cache.window": 12}``.
+        overrides: values such as ``{"cache": {"window": 18}}``, or ``{"cache.window": 18}``.
 
     Raises:
         UnknownNameError, InputError: an unknown name or key, or a combination that cannot be.

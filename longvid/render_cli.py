@@ -89,7 +89,7 @@ def render(
         list[str] | None,
         typer.Option(
             "--set",
-            help="key=value, such as cache.window=12; may be repeated.",
+            help="key=value, such as cache.window=18; may be repeated.",
             rich_help_panel=_METHOD,
             show_default=False,
         ),

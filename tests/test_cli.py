@@ -116,6 +116,17 @@ def test_dry_run_prints_what_config_takes_back(
     assert (plain["seed"], plain["cache"]["sink"], plain["cache"]["window"]) == (5, 3, 21)
 
 
+def test_the_examples_of_set_work_with_the_default_method(run: Any, no_weights: None, tiny_model_folder: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rendering.md").read_text("utf-8")
+    told = page + run("render", "--help")[1] + run("render", PROMPT, "--set", "window")[2]
+    pairs = re.findall(r"(?:--set |such as )'?([a-z]+\.\w+=[\w\[\],]+)", told)
+    assert len(pairs) == 4, "two in the page, one in the help and one in the message"
+    code, _, err = run(
+        "render", PROMPT, "--model", tiny_model_folder, "--dry-run", *(f"--set={pair}" for pair in pairs)
+    )
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("method", ["self-forcing", "rolling-forcing", "reward-forcing", "fifo"])
 def test_the_plan_is_what_is_rendered(run: Any, tiny_model_folder: Path, tmp_path: Path, method: str) -> None:
     arguments = ("render", PROMPT, "--model", tiny_model_folder, "-s", 2, "--method", method, "-o", "a.mp4")
