@@ -33,6 +33,9 @@ def check_output(path: str | os.PathLike[str], *, resume: bool = False, overwrit
     if resume or overwrite:
         return
     if (journal_folder(path) / "recipe.json").is_file():
-        raise OutputError(f"out={text!r}: an unfinished render; --resume goes on with it, --overwrite starts anew")
+        raise OutputError(
+            f"out={text!r}: an unfinished render; resume=True (--resume) goes on with it, overwrite=True (--overwrite) "
+            "starts anew"
+        )
     if length_of(path) is not None:
-        raise OutputError(f"out={text!r}: exists; choose another name, or use --overwrite")
+        raise OutputError(f"out={text!r}: exists; choose another name, or use overwrite=True (--overwrite)")

@@ -167,7 +167,7 @@ def _begin(
             done = read_sidecar(path)
             if done is None:
                 raise OutputError(f"out={os.fspath(path)!r}: has no .frames_md5 beside it, so it cannot be resumed; "
-                                  "use --overwrite")  # fmt: skip
+                                  "use overwrite=True (--overwrite)")  # fmt: skip
             refuse_other(done[0], recipe)
             return None
         journal.begin(recipe)
@@ -176,7 +176,7 @@ def _begin(
     length = length_of(path)
     if records and length is None:
         raise OutputError(f"out={os.fspath(path)!r}: the journal knows {len(records)} blocks, but the file is gone; "
-                          "bring it back, or use --overwrite")  # fmt: skip
+                          "bring it back, or use overwrite=True (--overwrite)")  # fmt: skip
     if journal.whole:
         return records
     return [record for record in records if record.bytes <= (length or 0)]
@@ -251,7 +251,7 @@ class _Job:
         if frame_md5s(frames_THWC) != self.records[index].md5:
             raise ResumeError(
                 f"resume: block {index} came out different from the one in the file, so this machine or its libraries "
-                f"compute differently now; use --overwrite"
+                f"compute differently now; use overwrite=True (--overwrite)"
             )
 
 

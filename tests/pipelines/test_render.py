@@ -148,7 +148,7 @@ def test_a_machine_that_computes_differently_is_found_out(
     pipe = make_tiny_pipe()
     honest = pipe.decoded
     monkeypatch.setattr(pipe, "decoded", lambda *args: ((block, video * 0.9) for block, video in honest(*args)))
-    with pytest.raises(ResumeError, match="block 0 came out different"):
+    with pytest.raises(ResumeError, match=r"block 0 came out different .*use overwrite=True \(--overwrite\)"):
         pipe.render(PROMPT, path, seconds=2, resume=True)
     assert frames_of(path) == 21
 
@@ -156,9 +156,9 @@ def test_a_machine_that_computes_differently_is_found_out(
 def test_what_is_there_is_not_overwritten(make_tiny_pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"precious")
-    with pytest.raises(OutputError, match="exists; choose another name, or use --overwrite"):
+    with pytest.raises(OutputError, match=r"exists; choose another name, or use overwrite=True \(--overwrite\)"):
         make_tiny_pipe().render(PROMPT, path, seconds=1)
-    with pytest.raises(OutputError, match="cannot be resumed"):
+    with pytest.raises(OutputError, match=r"cannot be resumed; use overwrite=True \(--overwrite\)"):
         make_tiny_pipe().render(PROMPT, path, seconds=1, resume=True)
     assert path.read_bytes() == b"precious"
     make_tiny_pipe().render(PROMPT, path, seconds=1, overwrite=True)
@@ -175,10 +175,12 @@ def test_an_unfinished_render_is_neither_lost_nor_mixed_up(make_tiny_pipe: Any, 
     path = tmp_path / "clip.mp4"
     with pytest.raises(KeyboardInterrupt):
         make_tiny_pipe().render(PROMPT, path, seconds=2, progress=Interrupt(1))
-    with pytest.raises(OutputError, match="unfinished render"):
+    with pytest.raises(
+        OutputError, match=r"unfinished render; resume=True \(--resume\) goes on with it, overwrite=True"
+    ):
         make_tiny_pipe().render(PROMPT, path, seconds=2)
     path.rename(tmp_path / "away.mp4")
-    with pytest.raises(OutputError, match="the file is gone"):
+    with pytest.raises(OutputError, match=r"the file is gone; bring it back, or use overwrite=True \(--overwrite\)"):
         make_tiny_pipe().render(PROMPT, path, seconds=2, resume=True)
     make_tiny_pipe().render(PROMPT, path, seconds=2, overwrite=True)
     assert frames_of(path) == 32

@@ -220,7 +220,9 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
     if not any(destination.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"destination={destination}: exists and is not empty; give another, or --overwrite")
+        raise OutputError(
+            f"destination={destination}: exists and is not empty; give another, or use overwrite=True (--overwrite)"
+        )
     if not is_diffusers_pipeline(destination):
         raise OutputError(f"destination={destination}: not a pipeline folder, so it is not overwritten; give another")
 

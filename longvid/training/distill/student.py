@@ -216,7 +216,7 @@ def _first_update(config: StudentConfig) -> int:
 def check_out(out: Path, overwrite: bool) -> None:
     """Raise OutputError unless a student may be written to `out`."""
     if out.exists() and not overwrite:
-        raise OutputError(f"out={str(out)!r}: exists; give another folder, or --overwrite")
+        raise OutputError(f"out={str(out)!r}: exists; give another folder, or use overwrite=True (--overwrite)")
     if out.exists() and not any((out / name).is_file() for name in ("model_index.json", FACTS)):
         raise OutputError(f"out={str(out)!r}: is no model folder and will not be replaced; give another folder")
 

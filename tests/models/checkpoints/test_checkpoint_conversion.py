@@ -140,7 +140,9 @@ def test_an_existing_folder_is_kept_unless_it_is_a_pipeline_and_overwrite_is_sai
     out = tmp_path / "out"
     convert(checkpoint, out)
     (out / "note.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists and is not empty; give another, or --overwrite"):
+    with pytest.raises(
+        OutputError, match=r"exists and is not empty; give another, or use overwrite=True \(--overwrite\)"
+    ):
         convert(checkpoint, out)
     assert (out / "note.txt").exists()
     convert(checkpoint, out, overwrite=True)
