@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -251,7 +252,9 @@ def headline(report: VideoReport) -> list[tuple[str, str]]:
     if report.motion is not None:
         m = report.motion
         rows.append(("motion, top 5 % / mean (px/frame)", f"{m.top5:.2f} / {m.mean:.2f}"))
-        rows.append(("dynamic degree, moving pairs", f"{m.dynamic_degree:.0%}, {m.moving_pairs:.0%}"))
+        rows.append(
+            ("dynamic degree, moving pairs", f"{_told(m.dynamic_degree, '.0%')}, {_told(m.moving_pairs, '.0%')}")
+        )
         rows.append(("smoothness", f"{m.smoothness:.4f}"))
     if report.flicker is not None:
         rows.append(
@@ -260,12 +263,8 @@ def headline(report: VideoReport) -> list[tuple[str, str]]:
     for name in ("brightness", "contrast", "saturation", "sharpness", "motion"):
         if name in report.drift:
             d, s = report.drift[name], report.drift[name].slope
-            rows.append(
-                (
-                    f"{name}, first -> last (worst)",
-                    f"{d.first:.3g} -> {d.last:.3g} ({d.worst:.3g} at {d.worst_at:.0f} s)",
-                )
-            )
+            first, last, worst = (_told(value, ".3g") for value in (d.first, d.last, d.worst))
+            rows.append((f"{name}, first -> last (worst)", f"{first} -> {last} ({worst} at {d.worst_at:.0f} s)"))
             rows.append((f"{name}, slope a minute", f"{s.per_minute:+.3g} [{s.low:+.3g}, {s.high:+.3g}]"))
     if report.hue is not None:
         h = report.hue
@@ -276,7 +275,8 @@ def headline(report: VideoReport) -> list[tuple[str, str]]:
         rows.append((f"seam: {name} at blocks / elsewhere", f"{seam.ratio:.2f} [{seam.low:.2f}, {seam.high:.2f}]"))
     if report.consistency is not None:
         pairs = zip(report.consistency.lags, report.consistency.similarity, strict=True)
-        rows.append(("similarity after", ", ".join(f"{lag:g} s {value:.2f}" for lag, value in pairs if lag >= 1)))
+        after = ", ".join(f"{lag:g} s {value:.2f}" for lag, value in pairs if lag >= 1)
+        rows.append(("similarity after", after or "-"))
     if report.loop_back is not None:
         loop = report.loop_back
         rows.append(("falls back to the start", f"{loop.events} ({loop.share:.0%} of the time)"))
@@ -304,7 +304,11 @@ def _extra_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for quality in found.get("quality", ()):
         name = f"quality, {quality.scorer}"
         rows.append((f"{name}: mean", f"{quality.mean:.4f}"))
-        rows.append(
-            (f"{name}: first -> last 5 s, spread", f"{quality.first:.4f} -> {quality.last:.4f}, {quality.spread:.4f}")
-        )
+        first, last = _told(quality.first, ".4f"), _told(quality.last, ".4f")
+        rows.append((f"{name}: first -> last 5 s, spread", f"{first} -> {last}, {quality.spread:.4f}"))
     return rows
+
+
+def _told(value: float, form: str) -> str:
+    """``value``, or a dash for NaN: what a video is too short for."""
+    return "-" if math.isnan(value) else format(value, form)

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from longvid.errors import InputError, OutputError
-from longvid.metrics import extras, report
+from longvid.metrics import cli, extras, report
 from longvid.metrics.cli import register
 from longvid.metrics.extras import MissingExtraError
 
@@ -38,6 +38,30 @@ def test_table_has_identity_drift_beside_motion_for_every_video(run, clips, save
     assert "motion, top 5 %" in lines[at + 1]
     assert "does not count" in drift, "the frozen video's drift is marked"
     assert drift.count("does not count") == 1
+
+
+def test_what_a_short_video_does_not_tell_is_a_dash(run, clips, save, monkeypatch):
+    class Scorer:
+        name = "any"
+
+        def score(self, frames):
+            return np.ones(len(frames))
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "_scorers", lambda *_: [Scorer()])
+    text = run(save(clips.walker(16))).stdout
+    told = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
+    assert told["dynamic degree, moving pairs"].startswith("-, ")
+    assert told["similarity after"] == "-"
+    assert told["quality, any: first -> last 5 s, spread"] == "- -> -, 0.0000"
+    assert "nan" not in text
+
+
+def test_a_drift_whose_first_segment_tells_nothing_begins_with_a_dash():
+    meter = report.StreamMetrics(2)
+    for level in (20, 40, 60, 80, 100):
+        meter.update(np.full((1, 32, 32, 3), level, np.uint8))
+    assert dict(cli.headline(meter.report()))["motion, first -> last (worst)"].startswith("- -> ")
 
 
 def test_json_is_all_of_standard_output_and_strict(run, clips, save):
