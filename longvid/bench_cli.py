@@ -36,7 +36,9 @@ def bench(
     finite("seconds", seconds)
     whole("runs", runs, 1)
     import longvid
+    from longvid.precision import check_device
 
+    check_device(device)
     pipe = longvid.load(model, method, device=device, student=student)
     figures = {"speed": measure_speed(pipe, seconds, runs=runs, warm_up=1), "stages": measure_stages(pipe, seconds)}
     if as_json:

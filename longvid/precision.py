@@ -1,4 +1,7 @@
-"""Where low precision pays: a processor without instructions for it multiplies bfloat16 a hundred times slower."""
+"""Whether a device is here, and where low precision pays.
+
+A processor without instructions for it multiplies bfloat16 a hundred times slower.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,25 @@ from typing import Any
 
 import torch
 
+from longvid.errors import InputError
+
 _SUPPORTED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def check_device(device: str | int | torch.device | None) -> None:
+    """Raise InputError unless ``device`` is on this machine; None, a device yet to be chosen, is fine."""
+    if device is None:
+        return
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):  # torch names two dozen types, most of them nobody has
+        raise InputError(f"device={device!r}: must be 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+    here = torch.accelerator.current_accelerator()
+    known = here is not None and asked.type == here.type and (asked.index or 0) < torch.accelerator.device_count()
+    if asked.type != "cpu" and not known:
+        raise InputError(
+            f"device={str(device)!r}: is not on this machine; use 'cpu', or a GPU that `longvid env` lists"
+        )
 
 
 def is_native(dtype: torch.dtype, device: str | torch.device) -> bool:

@@ -150,7 +150,9 @@ def render(
     chosen = job.resolved(folder.index if folder else None)
     job.check_outputs(resume=resume, overwrite=overwrite)
     if not dry_run:
-        _check_device(job.device)
+        from longvid.precision import check_device
+
+        check_device(job.device)
     temporal = folder.temporal if folder else 4
     given = _given(job, chosen.schedule.frames_per_block, temporal)
     latents = _given_latents(given, temporal)
@@ -197,20 +199,6 @@ def _request(job: RenderConfig, folder: ModelFolder | None, prompt: str, seed: i
         given_frames=given_frames,
         overrides=job.overrides,
     )
-
-
-def _check_device(device: str | None) -> None:
-    if device in (None, "cpu"):
-        return
-    import torch
-
-    if device == "mps":
-        there = torch.backends.mps.is_available()
-    else:
-        index = int(device.partition(":")[2] or 0) if device else 0
-        there = torch.cuda.is_available() and index < torch.cuda.device_count()
-    if not there:
-        raise InputError(f"device={device!r}: is not on this machine; `longvid env` lists what is")
 
 
 def _print_plan(job: RenderConfig, method: MethodConfig, folder: ModelFolder | None, request: Any) -> None:

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import longvid
+import longvid.pipelines.loading
 from longvid import precision
+from longvid.cli import main
 from longvid.environment import environment
+from longvid.errors import InputError
 from longvid.training.probe import Probe, score_frames
 
 
@@ -83,6 +86,47 @@ def test_the_probe_sees_the_same_on_either_processor(monkeypatch):
         seen.append(score_frames(frames, probe))
     for name in ("x", "y", "radius"):
         np.testing.assert_allclose(seen[0][name], seen[1][name], atol=0.02)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
+def test_a_device_that_is_here_is_taken(device):
+    precision.check_device(device)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", torch.device("cuda", 99)])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(InputError, match=f"^device='{device}': is not on this machine; use 'cpu', or a GPU that"):
+        precision.check_device(device)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", 1.5])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(InputError, match=f"^device={device!r}: must be 'cpu', 'cuda', 'cuda:1' or 'mps'$"):
+        precision.check_device(device)
+
+
+def test_accelerators_are_those_that_torch_counts(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    precision.check_device("cuda")
+    precision.check_device("cuda:1")
+    for device in ("cuda:2", "mps"):
+        with pytest.raises(InputError, match="is not on this machine"):
+            precision.check_device(device)
+
+
+@pytest.mark.parametrize("command", [["render", "a red ball"], ["serve", "--port", "0"], ["bench"]], ids=lambda c: c[0])
+def test_commands_refuse_a_device_in_one_line(command, monkeypatch, capsys):
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(longvid, "load", load)
+    monkeypatch.setattr(longvid.pipelines.loading, "load", load)
+    assert main([*command, "--device", "cuda:99"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("longvid: device='cuda:99': is not on this machine; ")
+    assert shown.err.count("\n") == 1
 
 
 def test_env_says_which_types_are_fast(old_processor):

@@ -59,12 +59,14 @@ def serve(
         import websockets  # noqa: F401
     except ImportError:
         raise InputError(_EXTRA) from None
+    from longvid.precision import check_device
     from longvid.serve.access import Access, parse_origins
     from longvid.serve.engine import Engine
     from longvid.serve.limits import Limits
     from longvid.serve.server import Server, address, bind
     from longvid.serve.studio import PipelineStudio
 
+    check_device(device)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     secret = secrets.token_urlsafe(24) if token == "auto" else token
