@@ -15,6 +15,7 @@ from rich.console import Console
 
 from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
 from longvid.errors import InputError, Interrupted
+from longvid.media.writer import warn_if_unused
 from longvid.models.folder import ModelFolder, read_model_folder
 from longvid.models.students import BASE, pick_student, student_names
 from longvid.plan import DEFAULT_FPS, DEFAULT_SIZE, plan_lines
@@ -156,11 +157,15 @@ def render(
     temporal = folder.temporal if folder else 4
     given = _given(job, chosen.schedule.frames_per_block, temporal)
     latents = _given_latents(given, temporal)
-    requests = [_request(job, folder, text, seed, latents) for text, seed, _ in job.jobs()]  # before weights load
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _notes(notes, quiet or not dry_run):  # a render tells them itself
+        requests = [_request(job, folder, text, seed, latents) for text, seed, _ in job.jobs()]  # before weights load
+        for _, _, file in job.jobs():
+            warn_if_unused(file, job.crf)
     if dry_run:
         _print_plan(job, chosen, folder, requests[0])
         return
-    _render_all(job, given, resume=resume, overwrite=overwrite, quiet=quiet)
+    _render_all(job, given, notes, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
 def _with_student(job: RenderConfig, folder: ModelFolder | None) -> tuple[RenderConfig, ModelFolder | None]:
@@ -223,12 +228,14 @@ def _dtype_name(job: RenderConfig) -> str:
     return "bfloat16" if on_gpu else "float32"
 
 
-def _render_all(job: RenderConfig, given: dict[str, Any], *, resume: bool, overwrite: bool, quiet: bool) -> None:
+def _render_all(
+    job: RenderConfig, given: dict[str, Any], notes: Console, *, resume: bool, overwrite: bool, quiet: bool
+) -> None:
     import torch
 
     import longvid
 
-    notes, results = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False, soft_wrap=True)
+    results = Console(highlight=False, soft_wrap=True)
     with _notes(notes, quiet):
         pipe = longvid.load(
             job.model,

@@ -23,7 +23,7 @@ from longvid.config import (
 )
 from longvid.errors import UnknownNameError
 from longvid.media.output import check_output
-from longvid.media.writer import ending_of
+from longvid.media.writer import DEFAULT_CRF, ending_of
 from longvid.presets import merge, resolve_method
 from longvid.prompts import parse_prompt, read_prompts
 
@@ -68,7 +68,7 @@ class RenderConfig:
     """A video whose last frames it begins with."""
     out: str | None = None
     """.mp4, .gif, .webp or .png (numbered frames); a folder, or None, makes a name from the prompt."""
-    crf: float = 18.0
+    crf: float = DEFAULT_CRF
     """Quality of H.264: 0 (lossless) to 51; 18 is hard to tell from the source."""
     device: str | None = None
     """"cpu", "cuda", "cuda:1" or "mps"; None takes the GPU where there is one."""

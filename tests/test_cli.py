@@ -77,6 +77,21 @@ def test_unknown_words_are_named(run: Any, tiny_model_folder: Path) -> None:
     assert "zyzzyva" in err
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["render", "dry run"])
+def test_options_that_do_nothing_are_noted_once(
+    run: Any, tiny_model_folder: Path, given_files: None, dry: list[str]
+) -> None:
+    Path("prompts.txt").write_text("a red ball\na blue star\n")
+    options = ("--negative-prompt", "blurry", "--crf", 20, "--image", "first.png")
+    arguments = ("render", "--prompts-file", "prompts.txt", "--model", tiny_model_folder, "-s", 1, "-o", "b.gif", *dry)
+    code, _, err = run(*arguments, *options)
+    assert code == 0, err
+    assert err.count("note:") == 2
+    assert "note: negative_prompt='blurry': is not used at schedule.guidance_scale=1; set" in err
+    assert "note: crf=20: is not used for .gif; render to .mp4, or leave it out" in err
+    assert "note:" not in run(*arguments, *options, "--quiet", "--overwrite")[2]
+
+
 def test_prompts_from_a_file_are_numbered(run: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("# two\na red ball\na blue star[1s]\n")
     arguments = ("render", "--prompts-file", "prompts.txt", "--model", tiny_model_folder, "-s", 1, "--seed", 5)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,6 +25,7 @@ from longvid.errors import DiskFullError, OutputError
 from longvid.media.fragment import VideoFormat
 
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
+DEFAULT_CRF = 18.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,6 +63,14 @@ def ending_of(path: str | os.PathLike[str]) -> str:
     return ending
 
 
+def warn_if_unused(path: str | os.PathLike[str], crf: float, *, stacklevel: int = 2) -> None:
+    """RuntimeWarning when a quality was chosen, and the format of ``path`` has none."""
+    ending = ending_of(path)
+    if crf != DEFAULT_CRF and ending != ".mp4":
+        message = f"crf={crf:g}: is not used for {ending}; render to .mp4, or leave it out"
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
+
+
 def length_of(path: str | os.PathLike[str]) -> int | None:
     """Bytes of the output that is there, 0 for numbered frames, None when there is none."""
     if ending_of(path) == ".png":
@@ -77,13 +87,14 @@ def open_writer(
     height: int,
     fps: float,
     at: Position | None = None,
-    crf: float = 18,
+    crf: float = DEFAULT_CRF,
 ) -> VideoWriter:
     """A writer for ``path`` by its ending; ``at`` continues a file that is whole up to there (the rest is cut off).
 
     Raises ``OutputError`` when the file cannot be opened or is shorter than ``at``.
     """
     ending = ending_of(path)
+    warn_if_unused(path, crf, stacklevel=5)  # the line that calls pipe.render
     if ending == ".png":
         from longvid.media.frames import FrameWriter
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -157,6 +158,13 @@ def resolve(
     negative = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt, empty=True)
     if len(negative) not in (1, len(texts)):
         raise InputError(f"negative_prompt: {len(negative)} given for {len(texts)} prompts; give one, or one each")
+    if any(negative) and method.schedule.guidance_scale == 1.0:
+        text = next(filter(None, negative))
+        message = (
+            f"negative_prompt={text if len(text) < 80 else text[:77] + '...'!r}: is not used at "
+            "schedule.guidance_scale=1; set that above 1, or leave it out"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     negative = negative * len(texts) if len(negative) == 1 else negative
     repeat = num_videos_per_prompt
     batch = len(texts) * repeat

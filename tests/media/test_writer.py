@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import av
@@ -263,3 +264,13 @@ def test_a_file_that_was_shortened_is_not_continued(tmp_path: Path) -> None:
 )
 def test_frame_rates(fps: float, text: str) -> None:
     assert str(frame_rate(fps)) == text
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_a_quality_that_the_format_has_not_is_warned_of(tmp_path: Path, name: str) -> None:
+    with pytest.warns(RuntimeWarning, match=f"^crf=20: is not used for {name[1:]}; render to .mp4, or leave it out$"):
+        open_writer(tmp_path / name, width=64, height=48, fps=FPS, crf=20).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_writer(tmp_path / name, width=64, height=48, fps=FPS).close()
+        open_writer(tmp_path / "a.mp4", width=64, height=48, fps=FPS, crf=20).close()

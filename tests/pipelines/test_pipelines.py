@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -131,6 +132,17 @@ def test_guidance(tiny_pipe):
     negative = tiny_pipe(PROMPT, num_frames=9, seed=0, guidance_scale=3.0, negative_prompt="a blue box").frames
     assert np.abs(plain - guided).max() > 1e-4
     assert np.abs(negative - guided).max() > 1e-4
+
+
+def test_a_negative_prompt_without_guidance_is_warned_of(tiny_pipe):
+    with pytest.warns(
+        RuntimeWarning, match=r"^negative_prompt='blurry': is not used at schedule.guidance_scale=1; set"
+    ):
+        tiny_pipe.check_inputs(PROMPT, seconds=1, negative_prompt="blurry")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_pipe.check_inputs(PROMPT, seconds=1, negative_prompt="blurry", guidance_scale=3.0)
+        tiny_pipe.check_inputs(PROMPT, seconds=1, negative_prompt="")
 
 
 @pytest.mark.parametrize("method", METHODS)
