@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvid.errors import InputError
+from longvid.errors import InputError, OutputError
+from longvid.media.journal import RenderJournal, journal_folder, sidecar
+from longvid.media.output import check_output
+from longvid.media.writer import told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,10 +89,24 @@ class Video:
             container.mux(stream.encode(None))
         return buffer.getvalue()
 
-    def save(self, path: str | Path) -> Path:
-        """Write the MP4 file; returns its path."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the MP4 file; returns its path. overwrite: replace what is there, an unfinished render included.
+
+        Raises OutputError for another ending, a folder that is not there, and a file that is.
+        """
         target = Path(path)
-        target.write_bytes(self.mp4())
+        if target.suffix.lower() != ".mp4":
+            raise OutputError(
+                f"out={str(path)!r}: must end in .mp4, which is what is written; pipe.render writes others"
+            )
+        check_output(target, overwrite=overwrite)
+        data = self.mp4()
+        RenderJournal(target).release()  # refused while a render goes there
+        with told(str(target)):
+            # What another video's render left beside the file would be taken for this one's.
+            sidecar(target).unlink(missing_ok=True)
+            shutil.rmtree(journal_folder(target), ignore_errors=True)
+            target.write_bytes(data)
         return target
 
     def sheet(self, count: int = _SHEET_FRAMES) -> Any:

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from longvid.errors import InputError
+from longvid.errors import InputError, OutputError, OutputLockedError
+from longvid.media.journal import RenderJournal, sidecar
 from longvid.notebook import Seen, Video, plot_drift, record, watch
 
 
@@ -53,6 +54,38 @@ def test_save(frames: np.ndarray, tmp_path: Any) -> None:
     path = Video(frames, 16).save(tmp_path / "a.mp4")
     with av.open(str(path)) as film:
         assert sum(1 for _ in film.decode(video=0)) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("x.avi", "must end in .mp4, which is what is written; pipe.render writes others"),
+        ("x.gif", "must end in .mp4"),
+        ("nope/x.mp4", "there is no folder"),
+        ("there.mp4", r"exists; choose another name, or use overwrite=True"),
+    ],
+)
+def test_save_refuses_what_a_render_refuses(frames: np.ndarray, tmp_path: Any, name: str, rule: str) -> None:
+    (tmp_path / "there.mp4").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=rule):
+        Video(frames, 16).save(tmp_path / name)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there.mp4"]
+    assert (tmp_path / "there.mp4").read_bytes() == b"precious"
+
+
+def test_save_over_a_render_leaves_nothing_of_it(frames: np.ndarray, tmp_path: Any) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"another video")
+    sidecar(path).write_text("#recipe {}\n")
+    journal = RenderJournal(path)
+    journal.begin({})
+    with pytest.raises(OutputLockedError):
+        Video(frames, 16).save(path, overwrite=True)
+    assert path.read_bytes() == b"another video"
+    journal.release()
+    Video(frames, 16).save(path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == Video(frames, 16).mp4()
 
 
 def test_record_is_stream(tiny_pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
