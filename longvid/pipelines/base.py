@@ -163,8 +163,8 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         taken = inspect.signature(resolve).parameters
         for name in arguments:
             if name not in taken:
-                known = [n for n in inspect.signature(self.__call__).parameters if n not in ("output_type", "return_dict")]
-                raise UnknownNameError("argument", name, known)
+                known = inspect.signature(self.__call__).parameters.keys() - {"output_type", "return_dict"}
+                raise UnknownNameError("argument", name, sorted(known))
         method = arguments.pop("method", None) or self._method
         request = resolve(method, self._facts, prompt, overrides=self._overrides, **arguments)
         self._check_schedule(request.method)

@@ -20,7 +20,6 @@ from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
 
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HUB_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "use_safetensors", "variant",

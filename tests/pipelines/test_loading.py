@@ -82,7 +82,7 @@ def refused(model, pattern, **more):
         ({"dtype": torch.float64}, "dtype=torch.float64"),
         ({"torch_dtype": torch.bfloat16}, "unknown argument 'torch_dtype': did you mean 'dtype'"),
         ({"metod": "self-forcing"}, "unknown argument 'metod': did you mean 'method'"),
-        ({"overrides": {"cache.widnow": 12}}, "did you mean 'window'"),
+        ({"overrides": {"cache.widnow": 12}}, "did you mean 'cache.window'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, (*value, *value.values()))),
 )
