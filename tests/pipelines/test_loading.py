@@ -81,8 +81,8 @@ def refused(model, pattern, **more):
         ({"dtype": "int8"}, "dtype='int8': must be one of float32, bfloat16, float16"),
         ({"dtype": torch.float64}, "dtype=torch.float64"),
         ({"torch_dtype": torch.bfloat16}, "unknown argument 'torch_dtype': did you mean 'dtype'"),
-        ({"metod": "self-forcing"}, "unknown argument 'metod': did you mean 'method'"),
-        ({"overrides": {"cache.widnow": 12}}, "did you mean 'cache.window'"),
+        ({"methood": "self-forcing"}, "unknown argument 'methood': did you mean 'method'"),
+        ({"overrides": {"cache.windoww": 12}}, "did you mean 'cache.window'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, (*value, *value.values()))),
 )

@@ -309,7 +309,7 @@ def test_a_batch_does_not_stream(tiny_pipe):
     ("method", "overrides", "message"),
     [
         ("nope", None, "unknown method"),
-        ("deep-forcing", {"cache": {"widnow": 3}}, "did you mean 'cache.window'"),
+        ("deep-forcing", {"cache": {"windoww": 3}}, "did you mean 'cache.window'"),
         ("fifo", None, r"runs 'chunk' and 'rolling'; load the model with .*method='fifo'"),
     ],
     ids=["name", "key", "schedule"],
