@@ -48,6 +48,8 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
 
     A recency bias needs to know blocks and cache, so it is `attend_for_method`'s.
 
+    Its `settings` say which tokens see each other, whatever kernel computes it.
+
     The function takes `extra` = (key [B, M, N, D], value, valid bool [B, M]): tokens from outside the grid, which every
     query sees.
     """
@@ -101,6 +103,7 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
             rows.append(merge_attention(out[one], lse[one], part, part_lse)[0])
         return torch.cat(rows).transpose(1, 2)
 
+    attend.settings = {"kind": config.kind, "sink_frames": sink_frames}  # type: ignore[attr-defined]
     return attend
 
 

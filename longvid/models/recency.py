@@ -127,6 +127,7 @@ def recency_attend(recency: Recency) -> Attend:
         )
         return attended
 
+    attend.settings = {"recency": recency.beta}  # type: ignore[attr-defined]
     return attend
 
 

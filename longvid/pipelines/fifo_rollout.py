@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longvid.config import to_mapping
 from longvid.errors import InputError
 from longvid.models.denoiser import TextContext
 from longvid.models.window_denoiser import WindowDenoiser
@@ -22,6 +23,7 @@ from longvid.pipelines.diagonal import DiagonalRoll, RollPrompt
 from longvid.pipelines.fifo_settings import FifoSettings
 from longvid.pipelines.noise import NoiseSource
 from longvid.pipelines.rollout import LatentBlock, StepHook
+from longvid.pipelines.rollout_state import flat, model_settings, refuse_others
 from longvid.pipelines.schedules.timeline import Timeline
 from longvid.pipelines.solvers import FlowSolver
 
@@ -283,17 +285,22 @@ class FifoRollout(Iterator[LatentBlock]):
     # -- exact continuation --------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> dict[str, Any]:
+        """Settings by name. Not window_batch: what memory allows, and a pass that runs out of it takes less by itself;
+        windows are independent, so batches of them differ in rounding alone."""
         settings = self.settings
         return {
+            **flat("schedule", to_mapping(settings.schedule)),
+            **flat("additions", to_mapping(settings.additions)),
+            # In one piece as well: a part may be missing as a whole, and earlier versions saved no single fields.
             "schedule": repr(settings.schedule),
+            "additions": repr(settings.additions),
             "solver": settings.solver,
             "eta": settings.eta,
             "guidance_scale": settings.guidance_scale,
-            "additions": repr(settings.additions),
-            "window_batch": settings.window_batch,
             "shape": list(self._shape),
             "length": self.length,
             "temporal": self._timeline.temporal,
+            **model_settings(self.denoiser),
         }
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -336,10 +343,7 @@ class FifoRollout(Iterator[LatentBlock]):
         Raises:
             InputError: names the first setting that differs.
         """
-        mine = self._fingerprint()
-        for name, value in meta["settings"].items():
-            if mine.get(name) != value:
-                raise InputError(f"{name}={mine.get(name)!r}: the saved rollout used {value!r}; continue with the same")
+        refuse_others(self._fingerprint(), meta["settings"])
         self._prompts = []
         for facts in meta["prompts"]:
             embeds = tensors[f"prompt.{facts['key']}"]

@@ -7,6 +7,7 @@ recache, the prompts, and where the schedule stands. Shape letters: as in rollou
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from longvid.errors import InputError
 
+from ..cache.policies import policy_settings
 from ..cache.snapshot import cpu_copy
+from .recipe import weights_fingerprint
 from .schedules.timeline import Timeline
 
 if TYPE_CHECKING:
-    from ..models.denoiser import TextContext
+    from ..models.denoiser import Denoiser, TextContext
     from .rollout import Rollout
 
 
@@ -26,6 +29,7 @@ def _settings(rollout: Rollout) -> dict[str, Any]:
     return {
         "schedule": rollout.schedule.name,
         "policy": rollout.policy.name,
+        **flat("cache", policy_settings(rollout.policy)),
         "capacity": rollout.policy.capacity,
         "sigmas": list(rollout.sigmas),
         "sampler": rollout.sampler,
@@ -34,12 +38,46 @@ def _settings(rollout: Rollout) -> dict[str, Any]:
         "recache": rollout.recache,
         "frames_per_block": rollout.grid.frames_per_block,
         "independent_first_frame": rollout.grid.independent_first_frame,
+        "scenes.independent_first_frame": rollout._scene_grid.independent_first_frame,
         "temporal": rollout._timeline.temporal,
         "batch": rollout.batch,
         "height": rollout.height,
         "width": rollout.width,
-        "dtype": str(rollout.denoiser.dtype),
+        **model_settings(rollout.denoiser),
     }
+
+
+def model_settings(denoiser: Denoiser) -> dict[str, Any]:
+    """What a video owes to its model: who attends to whom, and the weights, whichever way they were put together.
+
+    Not the attention's backend, nor whether falling back to another is allowed: kernels differ in rounding alone, as
+    machines do, and a state may go to a machine that has others.
+    """
+    attention = {"kind": "dense", "recency": 0.0} | getattr(denoiser.attend, "settings", {})
+    settings = {**flat("attention", attention), "dtype": str(denoiser.dtype)}
+    # Sequential offloading leaves no values to look at. Nothing is said then, rather than something that no other
+    # machine would say of the same weights.
+    if not any(weight.is_meta for weight in denoiser.transformer.parameters()):
+        settings["weights"] = weights_fingerprint(denoiser.transformer)
+    return settings
+
+
+def flat(name: str, value: Any) -> dict[str, Any]:
+    """`value` under its name; a mapping as dotted names, so that a difference is told of one setting."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {path: inner for key, part in value.items() for path, inner in flat(f"{name}.{key}", part).items()}
+
+
+def refuse_others(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise InputError naming the first setting that differs from the saved one's.
+
+    What only one of the two says is passed over: an earlier version saved fewer settings.
+    """
+    for name, value in mine.items():
+        if name in saved and saved[name] != value:
+            fix = "load the same checkpoint, student and adapters" if name == "weights" else "continue with the same"
+            raise InputError(f"{name}={value!r}: the saved rollout used {saved[name]!r}; {fix}")
 
 
 def take_state(rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,10 +122,7 @@ def take_state(rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def restore_state(rollout: Rollout, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Continue where `state_dict` was taken. Raises InputError naming the first setting that differs."""
-    mine = _settings(rollout)
-    for name, value in meta["settings"].items():
-        if mine.get(name) != value:
-            raise InputError(f"{name}={mine.get(name)!r}: the saved rollout used {value!r}; continue with the same")
+    refuse_others(_settings(rollout), meta["settings"])
     if rollout.cache.open_block:
         rollout.cache.abort()
     rollout.cache.restore(

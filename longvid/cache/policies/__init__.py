@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
+from longvid.config import CacheConfig
 from longvid.errors import InputError, UnknownNameError
 
 from .participative import Keep, ParticipativePolicy
@@ -27,6 +29,7 @@ __all__ = [
     "SlidingPolicy",
     "View",
     "policy_from_config",
+    "policy_settings",
 ]
 
 POLICIES = ("full", "window", "sink", "deep-sink", "participative", "ema-sink", "rolling", "radial")
@@ -119,3 +122,11 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
             window=window, sink=cache.sink, frames_per_block=n, cache_frames=cache.cache_frames or None
         )
     raise UnknownNameError("cache policy", cache.policy, POLICIES)
+
+
+def policy_settings(policy: Policy) -> dict[str, Any]:
+    """The values of CacheConfig's fields that a policy goes by; fields that it does not read are not among them."""
+    own = dict(vars(policy))
+    if isinstance(policy, RadialPolicy):
+        own["recent"] = policy.dense
+    return {field.name: own[field.name] for field in fields(CacheConfig) if field.name in own}
