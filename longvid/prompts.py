@@ -110,6 +110,22 @@ def parse_prompt(source: str) -> PromptSchedule:
     return PromptSchedule(tuple(parts))
 
 
+def parse_switch(source: str) -> str:
+    """The text of a prompt that takes over in a running video: one part, without a length.
+
+    Raises:
+        PromptSyntaxError, InputError: as ``parse_prompt``; or it is a schedule, or has a length.
+    """
+    parts = parse_prompt(source).parts
+    if len(parts) > 1:
+        found, fix = f"{len(parts)} parts", "give each when its time comes (a bare '|' in the text is written '\\|')"
+    elif parts[0].seconds is not None:
+        found, fix = f"a length of {parts[0].seconds:g} s", "drop the brackets, and switch again when it is over"
+    else:
+        return parts[0].text
+    raise InputError(f"prompt: has {found}; a switch takes one prompt without a length: {fix}")
+
+
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     """The prompts of a text file: one schedule a line; blank lines and lines that begin with ``#`` are skipped.
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvid.errors import InputError, PromptSyntaxError
-from longvid.prompts import MAX_PART_CHARACTERS, PromptPart, PromptSchedule, parse_prompt, read_prompts
+from longvid.prompts import MAX_PART_CHARACTERS, PromptPart, PromptSchedule, parse_prompt, parse_switch, read_prompts
 
 
 def test_plain_text_is_one_endless_part() -> None:
@@ -127,3 +127,13 @@ def test_a_file_of_prompts(tmp_path) -> None:
         read_prompts(path)
     with pytest.raises(InputError, match="No such file"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_a_switch_is_one_prompt_without_a_length() -> None:
+    assert parse_switch(r" a \[red\]   ball ") == "a [red] ball"
+    with pytest.raises(InputError, match="has 2 parts; a switch takes one prompt without a length: give each"):
+        parse_switch("a[2s] | b")
+    with pytest.raises(InputError, match=r"has a length of 2\.5 s; .+ drop the brackets"):
+        parse_switch("a[2.5s]")
+    with pytest.raises(InputError, match="must not be empty"):
+        parse_switch(" ")

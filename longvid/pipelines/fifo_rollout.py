@@ -26,6 +26,7 @@ from longvid.pipelines.rollout import LatentBlock, StepHook
 from longvid.pipelines.rollout_state import flat, model_settings, refuse_others
 from longvid.pipelines.schedules.timeline import Timeline
 from longvid.pipelines.solvers import FlowSolver
+from longvid.prompts import parse_switch
 
 
 class _Part(NamedTuple):
@@ -260,7 +261,8 @@ class FifoRollout(Iterator[LatentBlock]):
         """Use another prompt.
 
         Args:
-            prompt: words, or a prompt that is encoded already (a bare TextContext has no subject to follow).
+            prompt: one prompt as ``longvid.prompts`` reads it, without a length; or one that is encoded already (a
+                bare TextContext has no subject to follow).
             hard_cut: begin a new scene: frames in the queue are dropped, and the next one leaves only after a new
                 first clip and warm-up.
             at_frame: latent frame from which the prompt holds; each frame has one prompt for its whole way through
@@ -268,14 +270,15 @@ class FifoRollout(Iterator[LatentBlock]):
                 the new prompt, which shows little by little.
 
         Raises:
-            InputError: a frame that has left already, or words without an encoder.
+            InputError: a frame that has left already, a schedule or no text at all, or words without an encoder.
         """
         frame = self._next if at_frame is None else at_frame
         if frame < self._next:
             raise InputError(f"at_frame={frame}: that frame has left; must be {self._next} or more")
         if isinstance(prompt, TextContext):
             prompt = RollPrompt(prompt)
-        words, text = (None, prompt) if isinstance(prompt, RollPrompt) else (prompt, self._encoded(prompt))
+        words = None if isinstance(prompt, RollPrompt) else parse_switch(prompt)
+        text = prompt if words is None else self._encoded(words)
         if text.positions == () and self.settings.additions.follows_subject:
             raise InputError("prompt: this rollout follows a subject; pass words, or a RollPrompt with positions")
         self._insert(frame, words, text, hard_cut)

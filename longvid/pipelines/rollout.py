@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from longvid.errors import InputError
+from longvid.prompts import parse_switch
 
 from ..cache.policies import Policy
 from ..models.denoiser import Denoiser, TextContext
@@ -186,7 +187,7 @@ class Rollout(Iterator[LatentBlock]):
         while True:
             if self._next_prompt is None and self._switches and self.block(self._entered).start >= self._switches[0][0]:
                 _, prompt, cut = self._switches.popleft()
-                self.set_prompt(prompt, hard_cut=cut)
+                self._await_prompt(prompt, self._encoded(prompt), cut)
             first = self._first
             left = None if self.blocks is None else self.blocks - first
             if self._scene_end is not None:
@@ -320,16 +321,23 @@ class Rollout(Iterator[LatentBlock]):
     def set_prompt(self, prompt: str | TextContext, hard_cut: bool = False) -> None:
         """Use another prompt from the next block that enters on.
 
+        prompt: one prompt as `longvid.prompts` reads it, without a length; or a TextContext.
         Soft: frames so far stay remembered, re-encoded under the new prompt as `recache` says (LongLive, sec. 3.2).
         Blocks in flight are finished under the prompt that they entered with.
         hard_cut: a new scene; blocks in flight are finished under the old prompt and nothing is remembered.
         """
         if isinstance(prompt, TextContext):
-            name, text = None, prompt
-        elif self._encode is None:
-            raise InputError("prompt: this rollout was made from embeddings; pass a TextContext")
+            self._await_prompt(None, prompt, hard_cut)
         else:
-            name, text = prompt, self._encode(prompt)
+            words = parse_switch(prompt)
+            self._await_prompt(words, self._encoded(words), hard_cut)
+
+    def _encoded(self, words: str) -> TextContext:
+        if self._encode is None:
+            raise InputError("prompt: this rollout was made from embeddings; pass a TextContext")
+        return self._encode(words)
+
+    def _await_prompt(self, name: str | None, text: TextContext, hard_cut: bool) -> None:
         if text.batch != self.batch or text.branches != self._text.branches:
             raise InputError(f"prompt: gives a batch of {text.batch}, the rollout has {self.batch}")
         self._next_prompt = (name, text, hard_cut)

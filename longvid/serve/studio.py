@@ -22,7 +22,7 @@ import numpy as np
 from longvid.config import to_mapping
 from longvid.errors import InputError
 from longvid.presets import load_method, method_names
-from longvid.prompts import parse_prompt
+from longvid.prompts import parse_prompt, parse_switch
 
 from .messages import CachePicture, MethodEntry, SlotEntry
 from .protocol import ProtocolError
@@ -283,12 +283,9 @@ class PipelineTake:
         return CachePicture(capacity=cache.policy.capacity, bytes=cache.nbytes, slots=slots)
 
     def set_prompt(self, prompt: str, hard_cut: bool) -> str | None:
-        parts = parse_prompt(prompt).parts
-        if len(parts) > 1 or parts[0].seconds is not None:
-            raise InputError("prompt: a switch takes one prompt without a length; schedules are for start")
-        self._rollout.set_prompt(parts[0].text, hard_cut=hard_cut)
-        self._awaited.append(parts[0].text)
-        return _misread(self._pipe, parts[0].text)
+        self._rollout.set_prompt(prompt, hard_cut=hard_cut)
+        self._awaited.append(parse_switch(prompt))
+        return _misread(self._pipe, prompt)
 
     def cancel(self) -> None:
         self._cancel.set()

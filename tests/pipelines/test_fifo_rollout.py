@@ -199,6 +199,11 @@ def test_prompts_that_cannot_be_are_refused(denoiser: WindowDenoiser) -> None:
     next(rollout)
     with pytest.raises(ValueError, match="at_frame=0: that frame has left"):
         rollout.set_prompt("a dog", at_frame=0)
+    for bad in ("", None, 5, ["a dog"], "a dog[2s] | a fox", "a dog[2s]"):
+        with pytest.raises(ValueError, match=r"^prompt"):
+            rollout.set_prompt(bad)
+    rollout.set_prompt(r"a \[red\]  dog")
+    assert rollout.prompt == "a [red] dog"
     rollout._encode = None
     with pytest.raises(ValueError, match="pass a RollPrompt"):
         rollout.set_prompt("a fox")

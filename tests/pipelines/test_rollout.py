@@ -42,6 +42,15 @@ METHODS = {
     "rolling": (RollingSchedule, lambda: RollingPolicy(window=12, sink=3, frames_per_block=3)),
 }
 
+REFUSED_SWITCHES = [
+    ("", "must not be empty"),
+    (None, "prompt=NoneType: must be text"),
+    (5, "prompt=int: must be text"),
+    (["a"], "prompt=list: must be text"),
+    ("a[2s] | b", "has 2 parts; a switch takes one prompt without a length"),
+    ("a[2s]", "has a length of 2 s; a switch takes one prompt without a length"),
+]
+
 
 @pytest.fixture(scope="module")
 def denoiser(make_tiny_transformer):
@@ -296,6 +305,21 @@ class TestPrompts:
         second.load_state_dict(*rollout.state_dict())
         assert torch.equal(latents(second), latents(whole[3:]))
         assert second.prompt == "second"
+
+    def test_a_prompt_is_read_as_everywhere(self, denoiser):
+        told = []
+        rollout = start(
+            denoiser,
+            "window",
+            switches=[(9, "kept as [parsed] | it was", False)],
+            encode=lambda words: (told.append(words), text_of(denoiser))[1],
+        )
+        for bad, message in REFUSED_SWITCHES:
+            with pytest.raises(InputError, match=message):
+                rollout.set_prompt(bad)
+        rollout.set_prompt(r" a \[red\]  ball ")
+        list(rollout)
+        assert told == ["a [red] ball", "kept as [parsed] | it was"]
 
     def test_batches_must_match(self, denoiser):
         with pytest.raises(InputError, match="batch of 2"):

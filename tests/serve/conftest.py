@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from longvid.errors import InputError
+from longvid.prompts import parse_switch
 from longvid.serve.access import Access
 from longvid.serve.engine import Engine
 from longvid.serve.limits import Limits
@@ -73,9 +73,7 @@ class FakeTake:
         return MadeBlock(frames, block, self.studio.block_seconds, switched, picture, self.memory_bytes)
 
     def set_prompt(self, prompt: str, hard_cut: bool) -> str | None:
-        if "|" in prompt:
-            raise InputError("prompt: a switch takes one prompt without a length; schedules are for start")
-        self._pending = prompt
+        self._pending = parse_switch(prompt)
         return "cut" if hard_cut else None
 
     def cancel(self) -> None:

@@ -110,6 +110,8 @@ def test_what_the_model_does_not_understand_is_said(studio: PipelineStudio) -> N
     assert "fnord" in (take.set_prompt("a fnord", False) or "")
     with pytest.raises(ValueError, match="a switch takes one prompt"):
         take.set_prompt("a[5s] | b", False)
+    assert "fnord" in (take.set_prompt(r"a red \[fnord ball", False) or "")  # a bracket in the text is no length
+    assert next(made for _ in range(9) if (made := take.make())).switched
     take.close()
 
 
