@@ -283,7 +283,7 @@ class Error(Message):
     """The same request may succeed later."""
     fatal: bool = False
     event_id: str | None = None
-    """The event that was refused, where there is one."""
+    """That of the message that was refused, where one could be read."""
 
 
 class Pong(Message):

@@ -11,6 +11,7 @@ import struct
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from longvid.errors import InputError, nearest
 
@@ -22,6 +23,7 @@ from .messages import (
     ErrorCode,
     Event,
     FrameHeader,
+    Id,
     Message,
     Ping,
     Resume,
@@ -41,6 +43,7 @@ class ProtocolError(InputError):
 
 
 _CLIENT: TypeAdapter[Start | Event | Ack | Resume | Ping] = TypeAdapter(ClientMessage)
+_ID: TypeAdapter[str] = TypeAdapter(Id)
 _LENGTH = struct.Struct(">I")
 _MAX_HEADER = 4096
 
@@ -48,7 +51,8 @@ _MAX_HEADER = 4096
 def parse_message(text: str, *, start_bytes: int, control_bytes: int) -> Start | Event | Ack | Resume | Ping:
     """A client's message.
 
-    Raises ProtocolError: "too_large", or "bad_message" with what is wrong, and where.
+    Raises ProtocolError: "too_large", or "bad_message" with what is wrong, and where. It names the event_id that the
+    message has, if any: whoever sent it waits for an answer.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > max(start_bytes, control_bytes):
@@ -56,12 +60,22 @@ def parse_message(text: str, *, start_bytes: int, control_bytes: int) -> Start |
     try:
         message = _CLIENT.validate_json(text)
     except ValidationError as error:
-        raise ProtocolError("bad_message", _explain(error)) from None
+        raise ProtocolError("bad_message", _explain(error), event_id=_event_id(text)) from None
     except ValueError as error:  # lone surrogates and the like never reach the validator
         raise ProtocolError("bad_message", f"message: is no JSON text ({error})") from None
     if size > control_bytes and not isinstance(message, Start):
-        raise ProtocolError("too_large", f"{message.type} of {size} bytes: at most {control_bytes}")
+        event_id = message.event_id if isinstance(message, Event) else None
+        raise ProtocolError("too_large", f"{message.type} of {size} bytes: at most {control_bytes}", event_id=event_id)
     return message
+
+
+def _event_id(text: str) -> str | None:
+    """The event_id of a text that is no message; None when it has none that would do."""
+    try:
+        message = from_json(text)
+        return _ID.validate_python(message.get("event_id"), strict=True) if isinstance(message, dict) else None
+    except ValueError:
+        return None
 
 
 def _explain(error: ValidationError) -> str:

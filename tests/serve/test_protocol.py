@@ -77,6 +77,27 @@ def test_refusals_name_what_is_wrong(text: str, says: str) -> None:
     assert len(str(error)) < 400
 
 
+@pytest.mark.parametrize(
+    ("text", "event_id"),
+    [
+        ('{"type":"event","event_id":"e4","kind":"prompt","prompt":""}', "e4"),
+        ('{"type":"event","event_id":"e4","kind":"seek"}', "e4"),
+        ('{"type":"evnt","event_id":"e4"}', "e4"),
+        ('{"event_id":"e4","seconds":NaN}', "e4"),
+        ('{"type":"event","event_id":"e4","kind":"prompt","prompt":"' + "x" * 20_000 + '"}', "e4"),
+        ('{"type":"event","event_id":"' + "e" * 65 + '","kind":"stop"}', None),
+        ('{"type":"event","event_id":4,"kind":"stop"}', None),
+        ('{"type":"event","event_id":"a b","kind":"stop"}', None),
+        ('{"type":"event","event_id":"e4"', None),
+        ('["event_id"]', None),
+        ("[" * 10_000, None),
+    ],
+    ids=range(11),
+)
+def test_what_is_refused_names_its_event(text: str, event_id: str | None) -> None:
+    assert refused(text).event_id == event_id
+
+
 def test_sizes() -> None:
     assert refused('{"type":"start","prompt":"' + "é" * 40_000 + '"}').code == "too_large"
     assert refused('{"type":"ping"' + " " * 17_000 + "}").code == "too_large"
