@@ -246,9 +246,7 @@ class Engine:
                 try:
                     notice = await self._on_model(session.take.set_prompt, event.prompt, event.hard_cut)
                 except InputError as error:
-                    refusal = session.refuse_event(event, error)
-                    if session.viewer is not None:
-                        session.viewer.refuse(refusal)
+                    session.refuse_event(event, error)
                 else:
                     session.prompt_given(event, notice)
             made = await self._on_model(session.take.make)

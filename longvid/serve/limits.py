@@ -32,7 +32,7 @@ class Limits:
     """Sustained rate of all messages; short bursts may reach ``message_burst``."""
     message_burst: int = 400
     pending_events: int = 16
-    """Events that wait for their acknowledgement."""
+    """Events that wait for their acknowledgement, copies of one included."""
     ahead_blocks: int = 3
     """Blocks that are made but neither acknowledged nor due for display: generation never runs further ahead."""
     history_frames: int = 96

@@ -77,7 +77,7 @@ class Event(Message):
 
     type: Literal["event"] = "event"
     event_id: Id
-    """Chosen by the client; sending the same event again is harmless and gives the same answer."""
+    """Chosen by the client; sending the same event again is harmless: it happens once, and each copy is answered."""
     kind: Literal["prompt", "pause", "resume", "stop"]
     prompt: Annotated[str, Field(min_length=1)] | None = None
     """The new prompt; required for kind "prompt", not allowed otherwise."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Literal, NamedTuple, Protocol
@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from .encoder import FrameEncoder, Picture, make_encoder
+from .events import EventBook, check_event
 from .limits import Limits
 from .messages import Accepted, Done, Error, ErrorCode, Event, EventAck, Format, FrameHeader, Message, Queue, Stats
 from .meter import LiveMeter
@@ -30,7 +31,6 @@ from .studio import MadeBlock, Order, Take
 from .tally import Tally
 
 State = Literal["opening", "running", "done", "failed"]
-_REMEMBERED_EVENTS = 64
 
 
 class Viewer(Protocol):
@@ -79,7 +79,7 @@ class Session:
         """Prompt events that the model has not been given yet."""
         self._given: list[tuple[Event, str | None]] = []  # given to the model, not visible yet
         self._controls: deque[Event] = deque()  # pauses and resumes, acknowledged between blocks
-        self._events: OrderedDict[str, tuple[Event, EventAck | None]] = OrderedDict()
+        self._events = EventBook()
         self._unsent: deque[_Unsent | EventAck] = deque()
         self._stats: Stats | None = None
         self._encoder: FrameEncoder = make_encoder(kind, order.width, order.height, order.fps)
@@ -184,28 +184,18 @@ class Session:
     # ---------------------------------------------------------------- events
 
     def take_event(self, event: Event) -> EventAck | None:
-        """Note an event; the acknowledgement when it was seen before and has one. Raises ProtocolError."""
-        known = self._events.get(event.event_id)
-        if known is not None:
-            if known[0] != event:
-                raise ProtocolError(
-                    "conflict", f"event_id={event.event_id!r}: was used for another event", event_id=event.event_id
-                )
-            return known[1]
-        if self.over:
-            raise ProtocolError("no_session", "event: the session is over", event_id=event.event_id)
-        if event.kind == "prompt":
-            if event.prompt is None:
-                raise ProtocolError("bad_request", "prompt: is missing", event_id=event.event_id)
-            if len(event.prompt) > self.limits.prompt_characters:
-                raise ProtocolError(
-                    "bad_request",
-                    f"prompt: {len(event.prompt)} characters; at most {self.limits.prompt_characters}",
-                    event_id=event.event_id,
-                )
-        elif event.prompt is not None:
-            raise ProtocolError("bad_request", f"prompt: not allowed in kind {event.kind!r}", event_id=event.event_id)
-        waiting = len(self.prompts) + len(self._given) + len(self._controls)
+        """Note an event; the acknowledgement when it came before and has been acknowledged. Raises ProtocolError."""
+        taken = self._events.find(event)
+        if taken is not None and taken.ack is not None:
+            if taken.ack not in self._unsent:
+                return taken.ack
+            self._unsent.insert(self._unsent.index(taken.ack), taken.ack)  # not before the frames that it follows
+            return None
+        if taken is None:
+            if self.over:
+                raise ProtocolError("no_session", "event: the session is over", event_id=event.event_id)
+            check_event(event, self.limits.prompt_characters)
+        waiting = len(self.prompts) + len(self._given) + len(self._controls) + self._events.repeats
         if waiting >= self.limits.pending_events:
             raise ProtocolError(
                 "rate_limited",
@@ -213,9 +203,10 @@ class Session:
                 retryable=True,
                 event_id=event.event_id,
             )
-        self._events[event.event_id] = (event, None)
-        while len(self._events) > _REMEMBERED_EVENTS:
-            self._events.popitem(last=False)
+        if taken is not None:
+            taken.repeats += 1
+            return None
+        self._events.add(event)
         if event.kind == "prompt":
             self.prompts.append(event)
         elif event.kind != "stop":
@@ -243,10 +234,11 @@ class Session:
         """The model has the prompt; it shows from some block on."""
         self._given.append((event, notice))
 
-    def refuse_event(self, event: Event, error: Exception) -> ProtocolError:
+    def refuse_event(self, event: Event, error: Exception) -> None:
         """The model would not take the prompt; the event may be sent again, mended."""
-        self._events.pop(event.event_id, None)
-        return ProtocolError("bad_request", str(error), event_id=event.event_id)
+        for _ in range(self._events.refuse(event)):
+            if self.viewer is not None:
+                self.viewer.refuse(ProtocolError("bad_request", str(error), event_id=event.event_id))
 
     def _acknowledge_event(self, event: Event, *, flushed: int = 0, notice: str | None = None) -> None:
         ack = EventAck(
@@ -257,9 +249,7 @@ class Session:
             flushed=flushed,
             notice=notice,
         )
-        if event.event_id in self._events:
-            self._events[event.event_id] = (event, ack)
-        self._unsent.append(ack)
+        self._unsent.extend([ack] * self._events.acknowledge(ack))
 
     def flush(self) -> int:
         """Drop frames that were made and not sent; returns how many. Acknowledgements stay, and name what follows."""
@@ -268,8 +258,7 @@ class Session:
         if dropped:
             moved = [ack.model_copy(update={"applied_at_frame": self.ring.next_id}) for ack in kept]
             for ack in moved:
-                if ack.event_id in self._events:
-                    self._events[ack.event_id] = (self._events[ack.event_id][0], ack)
+                self._events.amend(ack)
             self._unsent = deque(moved)
         return dropped
 

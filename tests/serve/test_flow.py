@@ -8,7 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .conftest import BLOCK, FakeStudio, Served, colour_of, eventually
+from longvid.serve.limits import Limits
+from longvid.serve.messages import Event, EventAck
+from longvid.serve.session import Session
+from longvid.serve.studio import MadeBlock
+
+from .conftest import BLOCK, SIDE, FakeStudio, Served, colour_of, eventually
 from .pictures import colours
 
 Serving = Callable[..., Served]
@@ -176,6 +181,66 @@ def test_the_same_event_twice_is_acknowledged_twice_and_happens_once(serving: Se
     assert client.until("event.ack") == first
     client.send("event", **event | {"prompt": "c"})
     assert client.until("error")["code"] == "conflict"
+
+
+def test_each_copy_of_a_pending_event_is_answered_also_after_a_reconnect(serving: Serving) -> None:
+    served = serving()
+    client = served.client()
+    client.start("a", fps=60)
+    client.until_frame(3)
+    client.send("event", event_id="p", kind="pause")  # no block is made, so prompts wait
+    client.until("event.ack")
+    good = {"event_id": "good", "kind": "prompt", "prompt": "b"}
+    bad = {"event_id": "bad", "kind": "prompt", "prompt": "b[5s] | c"}
+    for event in (good, good, bad, bad):
+        client.send("event", **event)
+    client.send("ping")
+    client.until("pong")
+    session, seen = served.engine.sessions[0], client.ids[-1]
+    client.vanish()
+    again = served.client()
+    again.send("resume", resume_token=session.token, last_id=seen)
+    again.send("event", **good)
+    again.send("event", event_id="r", kind="resume")
+    acks = [again.until("event.ack", event_id="good") for _ in range(3)]
+    assert acks[0] == acks[1] == acks[2]
+    assert again.receive().id == acks[0]["applied_at_frame"]
+    assert [m["event_id"] for m in again.messages if m["type"] == "error"] == ["bad", "bad"]
+    again.until_frame(again.ids[-1] + 8)
+    assert sum(m["type"] == "event.ack" and m["event_id"] == "good" for m in again.messages) == 3
+
+
+def test_copies_of_a_pending_event_are_bounded(serving: Serving) -> None:
+    client = serving(FakeStudio(block_seconds=3600), pending_events=3).client()
+    client.start("a")
+    for _ in range(4):
+        client.send("event", event_id="e", kind="prompt", prompt="b")
+    error = client.until("error")
+    assert (error["code"], error["event_id"], error["retryable"]) == ("rate_limited", "e", True)
+
+
+def test_a_copy_whose_acknowledgement_is_not_sent_yet_keeps_its_place_behind_the_frames() -> None:
+    session = Session(FakeStudio().check("a", None, 0, None, None), "jpeg", Limits())
+    session.state = "running"
+    made = MadeBlock(np.zeros((BLOCK, SIDE, SIDE, 3), np.uint8), 0, 0.0, False, None, 0)
+    session.add_block(made, session.encode(made.frames))
+    pause = Event(event_id="p", kind="pause")
+    assert session.take_event(pause) is None
+    assert session.take_event(pause) is None
+    sent = list(iter(session.pop, None))
+    assert [type(item) for item in sent] == [bytes] * BLOCK + [str] * 2
+    assert session.take_event(pause) == EventAck.model_validate_json(sent[-1])
+
+
+def test_an_event_that_waits_is_not_forgotten_for_later_ones() -> None:
+    session = Session(FakeStudio().check("a", None, 0, None, None), "jpeg", Limits())
+    session.state = "running"
+    prompt = Event(event_id="e", kind="prompt", prompt="b")
+    for event in (prompt, *(Event(event_id=f"p{i}", kind="pause") for i in range(200)), prompt):
+        session.take_event(event)
+    assert list(session.prompts) == [prompt]
+    session.finish("finished")
+    assert sum(isinstance(item, str) and '"e"' in item for item in iter(session.pop, None)) == 2
 
 
 def test_stop_ends_at_once(serving: Serving) -> None:

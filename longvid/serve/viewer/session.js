@@ -15,6 +15,7 @@ export class Session extends EventTarget {
     this.lastShown = -1;
     this.prompts = []; // {from: first frame, text}
     this.pending = new Map(); // events without their acknowledgement, sent again after a resume
+    this.lastAck = null; // id of the event that was acknowledged last
     this.counter = 0;
     this.reloaded = this.restarted = false;
     this.#restore();
@@ -77,6 +78,8 @@ export class Session extends EventTarget {
     if (message.type === "accepted") return this.#accepted(message);
     if (message.type === "stats") return this.#emit("stats", message);
     if (message.type === "event.ack") {
+      if (message.event_id === this.lastAck) return; // of the copy that was sent after a resume
+      this.lastAck = message.event_id;
       const event = this.pending.get(message.event_id);
       this.pending.delete(message.event_id);
       if (message.kind === "pause") this.#set("paused");
