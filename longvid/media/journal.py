@@ -122,7 +122,8 @@ class RenderJournal:
         try:
             then = json.loads((self.folder / "recipe.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise ResumeError(f"resume: {self.folder / 'recipe.json'} is damaged ({error}); use --overwrite") from None
+            raise ResumeError(f"resume: {self.folder / 'recipe.json'} is damaged ({error}); use "
+                              "overwrite=True (--overwrite)") from None  # fmt: skip
         refuse_other(then, recipe)
         records = list(self._read_blocks())
         with told(self.output):
@@ -288,7 +289,8 @@ def refuse_other(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if names:
         said = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(after.get(name))}" for name in names[:4])
         more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
-        raise ResumeError(f"resume: another configuration made this file: {said}{more}; restore it, or use --overwrite")
+        raise ResumeError(f"resume: another configuration made this file: {said}{more}; restore it, or use "
+                          "overwrite=True (--overwrite)")  # fmt: skip
 
 
 def position_after(records: list[BlockRecord]) -> Position:

@@ -118,7 +118,11 @@ def render_video(
         raise InputError(f"crf={crf!r}: must be from 0 (lossless) to 51")
     if snapshot_every is not None and snapshot_every < 1:
         raise InputError(f"snapshot_every={snapshot_every!r}: must be 1 or more blocks")
-    meter = _Meter(progress, arguments.pop("callback_on_step_end", None))
+    callback = arguments.pop("callback_on_step_end", None)
+    for name, called in (("progress", progress), ("callback_on_step_end", callback)):
+        if called is not None and not callable(called):
+            raise InputError(f"{name}={called!r}: must be a function, or None")
+    meter = _Meter(progress, callback)
     request, rollout = pipe._start(prompt, seed=seed, callback=meter.on_step if meter.listens else None, **arguments)
     if request.batch != 1:
         raise InputError(f"prompt: {request.batch} videos asked for; a file holds one")

@@ -301,6 +301,8 @@ def test_progress_counts(make_tiny_pipe: Any, tmp_path: Path) -> None:
         ({"seconds": 1, "height": 65}, "height=65"),
         ({"seconds": 1, "crf": 99}, "crf=99"),
         ({"seconds": 1, "snapshot_every": 0}, "snapshot_every=0"),
+        ({"seconds": 1, "progress": 3}, "progress=3: must be a function"),
+        ({"seconds": 1, "callback_on_step_end": 3}, "callback_on_step_end=3"),
         ({"seconds": 1, "seed": -1}, "seed=-1"),
         ({"seconds": 1, "method": "deep"}, "unknown method 'deep'"),
         ({"prompt": " ", "seconds": 1}, "prompt"),
