@@ -9,6 +9,7 @@ Deep Forcing, arXiv 2512.05081, sec. 4.2, as released.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Selection:
-    """What the last compression saw and chose, for inspection: scores [B, T, H] (-inf outside the candidates), the
-    reuse counters before it [B, T, H], and the chosen token indices [B, C, H], ascending."""
+    """What a compression saw and chose: scores [B, T, H] (-inf outside the candidates), the reuse counters before it
+    [B, T, H], and the chosen token indices [B, C, H], ascending."""
 
     scores: Tensor
     counts_before: Tensor
@@ -37,7 +38,8 @@ class TokenSelector:
     """Token bookkeeping of one layer: how many tokens are cached, how often each was chosen, which frame it is from.
 
     counts int32, frames int64 and places int64 (the place in the frame) are [B, capacity, H]; the first `length` tokens
-    count. The sink's and the recent frames' rows are the same for every choice.
+    count. The sink's and the recent frames' rows are the same for every choice. on_choice: for inspection, is given the
+    Selection of every compression; by default it is kept nowhere, being as large as the bookkeeping.
     """
 
     def __init__(self, policy: ParticipativePolicy, store_keys: Tensor, tokens_per_frame: int) -> None:
@@ -54,12 +56,18 @@ class TokenSelector:
         self.places = places[:, None].repeat(batch, 1, self.choices)
         self.queries = store_keys.new_zeros(batch, policy.recent * tokens_per_frame, heads, dim)
         self.held = 0
-        self.last: Selection | None = None
-        self._block: int | None = None
+        self.on_choice: Callable[[Selection], None] | None = None
+        self._enter(None)
+
+    def _enter(self, block: int | None) -> None:
+        """The open block begins at frame `block`, or none is open; what was known of another holds no more."""
+        self._block = block
+        self._whole: int | None = None
 
     def reset(self) -> None:
         """Forget everything: a new scene. (The release keeps counters, queries and phase from the video before.)"""
-        self.length, self.shift, self.origin, self.held, self.last, self._block = 0, 0, None, 0, None, None
+        self.length, self.shift, self.origin, self.held = 0, 0, None, 0
+        self._enter(None)
 
     @property
     def sink_tokens(self) -> int:
@@ -73,7 +81,7 @@ class TokenSelector:
         key, value = key_BLND[:, view.own :], value_BLND[:, view.own :]
         cos, sin = view.cos[view.own :], view.sin[view.own :]
         if self._block != view.start:
-            self._block = view.start
+            self._enter(view.start)
             if self.policy.triggers(self.length, own, self.tokens_per_frame):
                 self._compress(store, view.start, store.rotary.apply(key, cos, sin))
         a, b = self.length, self.length + own
@@ -102,6 +110,28 @@ class TokenSelector:
             return head_scores(newest, keys_BTND, fusion=fusion).transpose(1, 2).contiguous()
         return column_scores(newest, keys_BTND, fusion=fusion).unsqueeze(-1)
 
+    def whole_frames(self) -> int:
+        """How many whole frames in their order, up to the open block, the newest cached tokens are.
+
+        Where heads chose for themselves, frames that are whole for every one of them. The tokens are looked at once a
+        block, and a GPU waited for: behind its first call nothing moves until it is committed.
+        """
+        assert self._block is not None
+        if self._whole is None:
+            self._whole = self._count_whole(self._block)
+        return self._whole
+
+    def _count_whole(self, start: int) -> int:
+        t = self.tokens_per_frame
+        most = min(self.length // t, start)
+        if not most:
+            return 0
+        newest, shape = slice(self.length - most * t, self.length), (-1, most, t, self.choices)
+        frames, places = (known[:, newest].reshape(shape) for known in (self.frames, self.places))
+        expected = torch.arange(start - most, start, device=frames.device)[:, None, None]
+        there = (frames == expected) & (places == torch.arange(t, device=places.device)[:, None])
+        return int(there.flatten(2).all(dim=2).all(dim=0).flip(0).long().cumprod(0).sum())
+
     def _compress(self, store: LayerStore, start: int, new_keys_BLND: Tensor) -> None:
         policy, own = self.policy, new_keys_BLND.shape[1]
         keep = policy.keep(self.length, own, self.held, self.tokens_per_frame)
@@ -118,7 +148,8 @@ class TokenSelector:
         available = int((allowed[:, keep.sink : keep.recent_start] > -math.inf).sum(dim=1).min())
         top = min(keep.top, available)
         chosen = allowed.topk(top, dim=1).indices.sort(dim=1).values
-        self.last = Selection(scores, counts, chosen)
+        if self.on_choice is not None:
+            self.on_choice(Selection(scores, counts, chosen))
 
         # Compact to [sink | chosen | recent]; the sink does not move, the new block is written by the caller.
         recent = torch.arange(keep.recent_start, self.length, device=device)[:, None].expand(batch, -1, self.choices)
@@ -175,11 +206,11 @@ class TokenSelector:
             self.places[:, a + i * s : a + (i + 1) * s] = torch.arange(s, device=self.places.device)[:, None]
         self.counts[:, a : a + len(ids) * s] = 0
         self.length = a + len(ids) * s
-        self._block = None
+        self._enter(None)
 
     def abort(self) -> None:
         """Drop the open block; what its first call compressed stays compressed, so a second try gives the same."""
-        self._block = None
+        self._enter(None)
 
     def begin_recache(self, keep_sink: bool, start: int) -> None:
         """Drop everything but the sink (or everything): its frames are encoded anew under another prompt."""
@@ -187,7 +218,7 @@ class TokenSelector:
         if not keep_sink:
             self.shift, self.origin = 0, None
         self.held = 0
-        self._block = start  # a recache pass never compresses
+        self._enter(start)  # a recache pass never compresses
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {
@@ -204,4 +235,4 @@ class TokenSelector:
             # Snapshots from before there were choices have no last axis.
             own[:, : self.length] = tensors[name].reshape(own.shape[0], self.length, self.choices).to(own)
         self.queries.copy_(tensors["queries"])
-        self.last, self._block = None, None
+        self._enter(None)

@@ -70,7 +70,7 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
         spec = RadialSpec.for_grid(tokens, sink_frames=sink_frames, anchor="key")
         if not view.tokens:
             return rollout_blocks(view.own_frames, call.key_frames(differentiable), tokens, spec, dense_chunk=True)
-        whole = whole_frames(store.selector, view.start)
+        whole = store.selector.whole_frames()
         frames = (*range(view.start - whole, view.start), *view.own_frames[view.own // tokens :])
         return _beside(store.selector.length - whole * tokens, view.own_frames, frames, tokens, spec)
 
@@ -105,23 +105,6 @@ def attend_for(config: AttentionConfig, sink_frames: int = 1) -> Attend | None:
 
     attend.settings = {"kind": config.kind, "sink_frames": sink_frames}  # type: ignore[attr-defined]
     return attend
-
-
-def whole_frames(selector: Any, start: int) -> int:
-    """How many whole frames in their order, up to frame `start` - 1, a token selector's newest tokens are.
-
-    Where heads chose for themselves, frames that are whole for every one of them.
-    """
-    tokens = selector.tokens_per_frame
-    most = min(selector.length // tokens, start)
-    if not most:
-        return 0
-    first = selector.length - most * tokens
-    frames = selector.frames[:, first : selector.length].unflatten(1, (most, tokens))  # [B, most, tokens, choices]
-    places = selector.places[:, first : selector.length].unflatten(1, (most, tokens))
-    expected = torch.arange(start - most, start, device=frames.device)[:, None, None]
-    there = (frames == expected) & (places == torch.arange(tokens, device=places.device)[:, None])
-    return int(there.flatten(2).all(dim=2).all(dim=0).flip(0).long().cumprod(0).sum())
 
 
 @lru_cache(maxsize=64)

@@ -137,27 +137,25 @@ def deep_forcing(case: dict[str, Any], directory: Path) -> float:
         limited["max_reuse"] = compression["max_reuse"] or 0  # null: no limit
     policy = ParticipativePolicy(window=case["window"], sink=case["sink"], frames_per_block=n, **limited)
     rollout = make_rollout(case, directory, tensors, policy)
-    blocks, errors, trigger, last = [], [], -1, None
-    for block in rollout:
-        blocks.append(block.latents)
-        selectors = [store.selector for store in rollout.cache.layers]
-        if selectors[0].last is last:
-            continue
-        last, trigger = selectors[0].last, trigger + 1
-        for layer, selector in enumerate(selectors):
+    choices: list[list[Any]] = [[] for _ in rollout.cache.layers]
+    for store, seen in zip(rollout.cache.layers, choices, strict=True):
+        store.selector.on_choice = seen.append
+    latents, errors = latents_of(rollout), []
+    for layer, seen in enumerate(choices):
+        for trigger, choice in enumerate(seen):
             suffix = f"t{trigger}_l{layer}"
             for name, ours in (
-                (f"selected_{suffix}", selector.last.chosen[0, :, 0]),
-                (f"counts_before_{suffix}", selector.last.counts_before[0, :, 0]),
-                (f"scores_{suffix}", selector.last.scores[0, :, 0]),
+                (f"selected_{suffix}", choice.chosen[0, :, 0]),
+                (f"counts_before_{suffix}", choice.counts_before[0, :, 0]),
+                (f"scores_{suffix}", choice.scores[0, :, 0]),
             ):
                 if name in tensors:
                     golden = tensors[name].double()
                     errors.append(difference(_finite(ours.double()), _finite(golden.reshape(-1))) / _scale(name))
     wanted = {name.split("_")[1] for name in tensors if name.startswith("selected_")}
-    if len(wanted) != trigger + 1:
+    if len(wanted) != len(choices[0]):
         return float("inf")
-    return max(difference(frames_second(torch.cat(blocks, dim=2)), tensors["latents"]), *errors)
+    return max(difference(latents, tensors["latents"]), *errors)
 
 
 def _finite(x: Tensor) -> Tensor:

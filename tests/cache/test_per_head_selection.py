@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from longvid.config import AttentionConfig, CacheConfig
 from longvid.errors import InputError
 from longvid.kernels.attention.naive import token_mask
 from longvid.kernels.radial import RadialSpec, rollout_blocks
-from longvid.models.attend import attend_for, whole_frames
+from longvid.models.attend import attend_for
 from longvid.models.attention import AttentionCall
 from longvid.models.rope import RotaryTables
 
@@ -73,14 +72,15 @@ class Player:
 
 
 def compressions(player, blocks=14):
-    """Plays blocks; yields (start, selector) after each block that compressed."""
+    """Plays blocks; yields (start, selector, its choice) after each block that compressed."""
     (store,) = player.cache.layers
-    last = None
+    choices = []
+    store.selector.on_choice = choices.append
     for start in range(0, blocks * N, N):
+        before = len(choices)
         player.block(start)
-        if store.selector.last is not last:
-            last = store.selector.last
-            yield start, store.selector
+        if len(choices) > before:
+            yield start, store.selector, choices[-1]
 
 
 @every_setting
@@ -118,9 +118,8 @@ def test_each_head_keeps_its_own_best_and_all_keep_sink_and_recent(name):
     rule = policy(name)
     player = Player(make(rule, batch=2), batch=2)
     differ = False
-    for _, selector in compressions(player):
-        seen, sink = selector.last, rule.sink * T
-        length = selector.last.scores.shape[1]
+    for _, selector, seen in compressions(player):
+        sink, length = rule.sink * T, seen.scores.shape[1]
         first_recent = length - rule.recent * T
         assert seen.scores.shape == seen.counts_before.shape == (2, length, HEADS)
         candidates = range(sink, first_recent)
@@ -148,12 +147,14 @@ def test_scores_are_the_dot_products_of_one_head():
     """Counted out at a compression, from the keys that were there."""
     player = Player(make(policy()))
     (store,) = player.cache.layers
+    choices = []
+    store.selector.on_choice = choices.append
     for start in range(0, 12, N):
         player.block(start)
     cached = store.keys[:, : store.selector.length].clone()
     player.cache.begin(12, N)
     player.call("denoise")
-    queries, scores = store.selector.queries, store.selector.last.scores
+    queries, scores = store.selector.queries, choices[-1].scores
     for h in range(HEADS):
         wanted = torch.einsum("rd,td->t", queries[0, :, h], cached[0, :, h]) / math.sqrt(DIM)
         inside = torch.isfinite(scores[0, :, h]).nonzero()[:, 0]
@@ -165,13 +166,14 @@ def test_scores_are_the_dot_products_of_one_head():
 def test_identical_heads_choose_what_one_choice_for_all_chooses(name):
     own, shared = (Player(make(policy(name, per_head)), alike=True) for per_head in (True, False))
     seen = 0
-    for (start, a), (other, b) in zip(compressions(own), compressions(shared), strict=True):
+    played = (compressions(player) for player in (own, shared))
+    for (start, a, mine), (other, b, theirs) in zip(*played, strict=True):
         assert start == other
         assert (a.choices, b.choices) == (HEADS, 1)
-        assert torch.equal(a.last.chosen, b.last.chosen.expand_as(a.last.chosen))
-        for mine, theirs in ((a.counts, b.counts), (a.frames, b.frames), (a.places, b.places)):
-            theirs = theirs[:, : b.length]
-            assert torch.equal(mine[:, : a.length], theirs.expand(-1, -1, HEADS))
+        assert torch.equal(mine.chosen, theirs.chosen.expand_as(mine.chosen))
+        for ours, known in ((a.counts, b.counts), (a.frames, b.frames), (a.places, b.places)):
+            known = known[:, : b.length]
+            assert torch.equal(ours[:, : a.length], known.expand(-1, -1, HEADS))
         seen += 1
     assert seen > 2
     torch.testing.assert_close(own.block(42), shared.block(42), atol=0, rtol=0)
@@ -189,15 +191,16 @@ def test_every_head_counts_its_own_reuse(limit):
     player = Player(make(policy(max_reuse=limit)))
     (store,) = player.cache.layers
     chosen_often: dict[tuple[int, int, int], int] = {}
-    reached, before = False, None
+    reached, choices = False, []
+    store.selector.on_choice = choices.append
     for start in range(0, 60, N):
         frames, places = store.selector.frames.clone(), store.selector.places.clone()
         player.block(start)
         selector = store.selector
-        if selector.last is not before:
-            before = selector.last
+        if choices:
+            chosen = choices.pop().chosen
             for h in range(HEADS):
-                for i in before.chosen[0, :, h].tolist():
+                for i in chosen[0, :, h].tolist():
                     token = (h, int(frames[0, i, h]), int(places[0, i, h]))
                     chosen_often[token] = chosen_often.get(token, 0) + 1
                     assert chosen_often[token] <= limit
@@ -273,9 +276,9 @@ def test_unified_phases_are_consecutive_frames_for_every_head():
     rule = policy("unify")
     player = Player(make(rule, batch=2), batch=2)
     tables, unlike = player.cache.rotary, False
-    for start, selector in compressions(player):
+    for start, selector, choice in compressions(player):
         (store,) = player.cache.layers
-        sink, count = rule.sink * T, selector.last.chosen.shape[1]
+        sink, count = rule.sink * T, choice.chosen.shape[1]
         first_recent = start + N - rule.recent
         first = first_recent - -(-count // T)
         for b in range(2):
@@ -293,7 +296,7 @@ def test_unified_phases_are_consecutive_frames_for_every_head():
 
 def test_resident_frames_are_those_of_any_head():
     player = Player(make(policy()))
-    for start, selector in compressions(player):
+    for start, selector, _ in compressions(player):
         held = {f for h in range(HEADS) for f in selector.frames[0, : selector.length, h].tolist()}
         assert player.cache.resident == tuple(sorted(held))
         roles = [player.cache.role(f) for f in player.cache.resident]
@@ -302,19 +305,6 @@ def test_resident_frames_are_those_of_any_head():
 
 
 # ---------------------------------------------------------------- attention beside it
-
-
-def test_a_frame_is_whole_when_every_head_has_it():
-    """Two frames of 4 tokens, two heads: one token that differs in one head ends the run."""
-    frames = torch.arange(5).repeat_interleave(T)[None, :, None].repeat(1, 1, 2)
-    places = torch.arange(T).repeat(5)[None, :, None].repeat(1, 1, 2)
-    selector = SimpleNamespace(tokens_per_frame=T, length=5 * T, frames=frames, places=places)
-    assert whole_frames(selector, 5) == 5
-    places[0, 2 * T + 1, 1] = 3
-    assert whole_frames(selector, 5) == 2
-    places[0, 2 * T + 1, 1] = 1
-    frames[0, 3 * T, 0] = 2
-    assert whole_frames(selector, 5) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -326,6 +316,8 @@ def test_radial_attention_bands_what_is_whole_for_all_heads(batch):
     attend = attend_for(AttentionConfig(kind="radial", backend="gather"), sink_frames=2)
     spec = RadialSpec.for_grid(tokens, sink_frames=2, anchor="key")
     generator, (store,), banded = torch.Generator().manual_seed(0), cache.layers, False
+    choices = []
+    store.selector.on_choice = choices.append
     for start in range(0, 8 * block, block):
         cache.begin(start, block)
         for kind in ("denoise", "commit"):
@@ -334,8 +326,7 @@ def test_radial_attention_bands_what_is_whole_for_all_heads(batch):
             keys, values = store.read(view, q, k, v)
             call = AttentionCall(batch, view.cos, view.sin, view=view, tokens_per_frame=tokens)
             out = attend(q, keys, values, call=call, store=store)
-            last = store.selector.last
-            loose = 0 if last is None else 2 * tokens + last.chosen.shape[1]
+            loose = 2 * tokens + choices[-1].chosen.shape[1] if choices else 0
             oldest = start - (store.selector.length - loose) // tokens
             mask = torch.ones(block * tokens, keys.shape[1], dtype=torch.bool)
             frames = range(oldest, start + block)

@@ -110,18 +110,20 @@ def test_selected_tokens_are_seen_by_all_and_whole_frames_in_bands(batch):
     spec = RadialSpec.for_grid(tokens, sink_frames=2, anchor="key")
     generator = torch.Generator().manual_seed(0)
     (store,), chosen_at, banded = cache.layers, 0, False
+    choices = []
+    store.selector.on_choice = choices.append
     for start in range(0, 10 * block, block):
         cache.begin(start, block)
-        before = store.selector.last
+        before = len(choices)
         for kind in ("denoise", "denoise", "commit"):
             view = cache.view(kind)
             q, k, v = (torch.randn(batch, block * tokens, 2, 12, generator=generator) for _ in range(3))
             call = AttentionCall(batch, view.cos, view.sin, view=view, tokens_per_frame=tokens)
             keys, values = store.read(view, q, k, v)
             out = attend(q, keys, values, call=call, store=store)
-            if store.selector.last is not before:
-                before, chosen_at = store.selector.last, start
-            loose = 0 if before is None else 2 * tokens + before.chosen.shape[1]
+            if len(choices) > before:
+                before, chosen_at = len(choices), start
+            loose = 2 * tokens + choices[-1].chosen.shape[1] if choices else 0
             oldest = start - (store.selector.length - loose) // tokens
             own = range(start, start + block)
             mask = torch.ones(block * tokens, keys.shape[1], dtype=torch.bool)
