@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -78,3 +79,34 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tiny_model")
     make_pipe(frames_per_block=3, steps=[1000, 500], shift=3.0).save_pretrained(folder)
     return folder
+
+
+def storages(thing: Any, apart: tuple[type, ...] = ()) -> dict[int, int]:
+    """Address to bytes of the memory behind all tensors that an object leads to, but not through types `apart`."""
+    found: dict[int, int] = {}
+    seen, ahead = set(), [thing]
+    while ahead:
+        one = ahead.pop()
+        if id(one) in seen or isinstance(one, apart):
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            memory = one.untyped_storage()
+            found |= {memory.data_ptr(): memory.nbytes()} if memory.data_ptr() else {}  # none if empty or on "meta"
+        elif isinstance(one, Mapping):
+            ahead += one.values()
+        elif isinstance(one, (list, tuple, set)):
+            ahead += one
+        else:
+            ahead += vars(one).values() if hasattr(one, "__dict__") else ()
+            ahead += [getattr(one, name) for name in getattr(type(one), "__slots__", ()) if hasattr(one, name)]
+    return found
+
+
+@pytest.fixture(scope="session")
+def cache_storages() -> Callable[[Any], dict[int, int]]:
+    """Address to bytes of all that a frame cache holds, counted out: its position tables are the model's."""
+    from longvid.cache.layer_store import CallView
+    from longvid.models.rope import RotaryTables
+
+    return lambda cache: storages(cache, apart=(CallView, RotaryTables))

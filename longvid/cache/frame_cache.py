@@ -42,7 +42,8 @@ class FrameKVCache:
     """Keys and values of the resident frames of all layers, under one policy.
 
     policy: decides what stays and where it is read. layers, batch, heads, head_dim: the model's. rotary: position
-    tables of the frame size (gives tokens_per_frame). dtype, device: of the storage.
+    tables of the frame size (gives tokens_per_frame). dtype, device: of the storage; on "meta" it takes no memory, and
+    `nbytes` says what it would take. window: frames of a model call at most, when it carries more than a block.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class FrameKVCache:
         rotary: Rotary,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        window: int = 0,
     ) -> None:
         self.policy, self.rotary = policy, rotary
         self.tokens_per_frame = s = rotary.tokens_per_frame
@@ -67,19 +69,20 @@ class FrameKVCache:
         raw_shape = (layers, batch, raw_tokens, heads, head_dim)
         self._raw = allocate(raw_shape, dtype, device) if raw_tokens else None
         # An EMA in half precision loses steps below 2 % of a value: merged sinks have a float32 master.
-        self._masters: tuple[Tensor, Tensor] | None = None
-        self._merged: tuple[int, ...] = ()
-        scratch = Scratch(0)
-        compress = policy if isinstance(policy, ParticipativePolicy) else None
-        self.layers = []
+        self._masters: tuple[Tensor, ...] = ()
+        if policy.merged:
+            merged_shape = (layers, batch, policy.merged * s, heads, head_dim)
+            self._masters = tuple(allocate(merged_shape, torch.float32, device) for _ in range(2))
+        self._scratch = Scratch(self._keys[0], policy.gathered(window) * s)
+        self._compress = isinstance(policy, ParticipativePolicy)
+        self._selectors, self.layers = [], []
         for i in range(layers):
-            selector = TokenSelector(compress, self._keys[i], s) if compress else None
-            store = LayerStore(
-                self._keys[i], self._values[i], None if self._raw is None else self._raw[i], rotary, selector
-            )
-            store.scratch = scratch
-            self.layers.append(store)
-        self._compress = compress is not None
+            selector = None
+            if isinstance(policy, ParticipativePolicy):
+                selector = TokenSelector(policy, self._keys[i], s)
+                self._selectors.append(selector)
+            raw = None if self._raw is None else self._raw[i]
+            self.layers.append(LayerStore(self._keys[i], self._values[i], raw, rotary, self._scratch, selector))
         self.stats = CacheStats()
         self._clear()
 
@@ -94,7 +97,7 @@ class FrameKVCache:
         self._own_slots: tuple[int, ...] = ()
         self._window = 0
         self._views: dict[str, CallView] = {}
-        self._merged = ()
+        self._merged: tuple[int, ...] = ()
 
     # ---------------------------------------------------------------- what is there
 
@@ -102,8 +105,7 @@ class FrameKVCache:
     def resident(self) -> tuple[int, ...]:
         """Ids of the committed frames, oldest first (token-level policies: of the frames that still have a token)."""
         if self._compress:
-            selector = self.layers[0].selector
-            assert selector is not None
+            selector = self._selectors[0]
             return tuple(torch.unique(selector.frames[0, : selector.length]).tolist())
         return tuple(self._order)
 
@@ -111,7 +113,7 @@ class FrameKVCache:
     def resident_frames(self) -> int:
         """How many whole frames of committed tokens there are."""
         if self._compress:
-            return min(store.selector.length for store in self.layers if store.selector) // self.tokens_per_frame
+            return min(selector.length for selector in self._selectors) // self.tokens_per_frame
         return len(self._order)
 
     def slot(self, frame: int) -> int:
@@ -125,9 +127,11 @@ class FrameKVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of preallocated storage."""
-        tensors = [self._keys, self._values, self._raw, *(self._masters or ())]
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        """Bytes of everything that it holds, which is allocated when it is made."""
+        tensors = [self._keys, self._values, *self._masters, *self._scratch.buffers]
+        tensors += [] if self._raw is None else [self._raw]
+        tensors += [buffer for selector in self._selectors for buffer in selector.buffers]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def role(self, frame: int) -> str:
         """'sink', 'merged' (a sink that evicted frames were averaged into), 'selected' or 'recent'."""
@@ -198,9 +202,8 @@ class FrameKVCache:
         if not self._open:
             raise ValueError("commit(): no block is open; call begin() first")
         if self._compress:
-            for store in self.layers:
-                assert store.selector is not None
-                store.selector.commit(list(self._open))
+            for selector in self._selectors:
+                selector.commit(list(self._open))
         else:
             assert self._plan is not None
             positions = self._plan.commit.own_positions
@@ -217,18 +220,15 @@ class FrameKVCache:
 
     def abort(self) -> None:
         """Forget the open block. Frames that its plan evicted or merged stay so: beginning it again gives the same."""
-        if self._compress:
-            for store in self.layers:
-                assert store.selector is not None
-                store.selector.abort()
+        for selector in self._selectors:
+            selector.abort()
         self._close()
 
     def reset(self) -> None:
         """A new scene: nothing is resident, nothing of the old one is remembered. Storage stays."""
         self._clear()
-        for store in self.layers:
-            if store.selector is not None:
-                store.selector.reset()
+        for selector in self._selectors:
+            selector.reset()
 
     def _close(self) -> None:
         self._plan, self._recache, self._open, self._own_slots = None, None, (), ()
@@ -249,9 +249,8 @@ class FrameKVCache:
         if self._compress:
             sink = self.policy.sink if keep_sink and newest[0] != 0 else 0
             self._recache = RecachePlan(tuple(range(sink)), (), tuple(range(sink, len(newest))), newest)
-            for store in self.layers:
-                assert store.selector is not None
-                store.selector.begin_recache(keep_sink=sink > 0, start=newest[0])
+            for selector in self._selectors:
+                selector.begin_recache(keep_sink=sink > 0, start=newest[0])
             self._open = newest
             return
         plan = self.policy.plan_recache(tuple(self._order), newest, keep_sink, self._memory)
@@ -270,9 +269,8 @@ class FrameKVCache:
         if plan is None:
             raise ValueError("commit_recache(): no recache is open; call begin_recache() first")
         if self._compress:
-            for store in self.layers:
-                assert store.selector is not None
-                store.selector.commit([self._open[i] for i in plan.store])
+            for selector in self._selectors:
+                selector.commit([self._open[i] for i in plan.store])
         else:
             for offset, slot in zip(plan.store, self._own_slots, strict=True):
                 frame = self._open[offset]
@@ -363,7 +361,6 @@ class FrameKVCache:
         if not self._merged:
             sink = slice(first, first + len(slots) * t)
             self.set_masters(into, self._raw[:, :, sink], self._values[:, :, sink])
-        assert self._masters is not None
         for i, frame in enumerate(evicted):
             a, part = self._slots[frame] * t, slice(i * t, (i + 1) * t)
             for master, storage in zip(self._masters, (self._raw, self._values), strict=True):
@@ -375,11 +372,8 @@ class FrameKVCache:
 
     def set_masters(self, frames: Sequence[int], keys: Tensor, values: Tensor) -> None:
         """Merged sink frames, their un-roped keys and values [layers, B, T, N, D], in float32 from now on."""
-        if self._masters is None:
-            shape, device = tuple(keys.shape), self._keys.device
-            self._masters = (allocate(shape, torch.float32, device), allocate(shape, torch.float32, device))
-        self._masters[0].copy_(keys)
-        self._masters[1].copy_(values)
+        for master, now in zip(self._masters, (keys, values), strict=True):
+            master.copy_(now)
         self._merged = tuple(frames)
 
     # ---------------------------------------------------------------- integrity, snapshot

@@ -58,14 +58,20 @@ class LayerStore:
     """Preallocated storage of one layer.
 
     keys, values: [B, T, N, D]; keys are rotated to the position recorded by the cache. raw: [B, R, N, D] un-roped keys
-    of the first R tokens (those that the policy may re-phase), or None.
+    of the first R tokens (those that the policy may re-phase), or None. scratch: all layers share one.
     """
 
     def __init__(
-        self, keys: Tensor, values: Tensor, raw: Tensor | None, rotary: Rotary, selector: TokenSelector | None = None
+        self,
+        keys: Tensor,
+        values: Tensor,
+        raw: Tensor | None,
+        rotary: Rotary,
+        scratch: Scratch,
+        selector: TokenSelector | None = None,
     ) -> None:
-        self.keys, self.values, self.raw, self.rotary, self.selector = keys, values, raw, rotary, selector
-        self.scratch: Scratch | None = None
+        self.keys, self.values, self.raw, self.rotary = keys, values, raw, rotary
+        self.scratch, self.selector = scratch, selector
 
     def read(self, view: CallView, query_BLND: Tensor, key_BLND: Tensor, value_BLND: Tensor) -> tuple[Tensor, Tensor]:
         """Take in a call's own keys (before RoPE) and values; give the keys and values that its queries attend to.
@@ -81,15 +87,18 @@ class LayerStore:
             for dst, src, count in view.writes:
                 self._write(view, dst, src, count, key_BLND, value_BLND)
             return self.keys[:, view.lo : view.hi], self.values[:, view.lo : view.hi]
-        assert self.scratch is not None
-        keys, values = self.scratch.take(self, sum(b - a for a, b in view.spans) + key_BLND.shape[1] - view.own)
-        at = 0
-        for a, b in view.spans:
-            keys[:, at : at + b - a] = self.keys[:, a:b]
-            values[:, at : at + b - a] = self.values[:, a:b]
-            at += b - a
-        self.rotary.apply(key_BLND[:, view.own :], view.cos[view.own :], view.sin[view.own :], out=keys[:, at:])
-        values[:, at:] = value_BLND[:, view.own :]
+        own, cos, sin = key_BLND[:, view.own :], view.cos[view.own :], view.sin[view.own :]
+        if view.spans:
+            keys, values = self.scratch.take(sum(b - a for a, b in view.spans) + own.shape[1])
+            at = 0
+            for a, b in view.spans:
+                keys[:, at : at + b - a] = self.keys[:, a:b]
+                values[:, at : at + b - a] = self.values[:, a:b]
+                at += b - a
+            self.rotary.apply(own, cos, sin, out=keys[:, at:])
+            values[:, at:] = value_BLND[:, view.own :]
+        else:  # a call that reads nothing but itself
+            keys, values = self.rotary.apply(own, cos, sin), value_BLND[:, view.own :]
         for dst, src, count in view.writes:
             self._write(view, dst, src, count, key_BLND, value_BLND)
         return keys, values
@@ -134,20 +143,24 @@ def _without(lo: int, hi: int, writes: tuple[tuple[int, int, int], ...]) -> list
 
 
 class Scratch:
-    """One pair of buffers for all layers, for views whose tokens do not lie side by side."""
+    """One pair of buffers for all layers, for views whose tokens do not lie side by side.
 
-    def __init__(self, tokens: int) -> None:
+    keys: of one layer, [B, T, N, D]. tokens: of the widest such view; it grows for a call that reads more all the same.
+    """
+
+    def __init__(self, keys: Tensor, tokens: int) -> None:
+        self._keys = keys
+        self._allocate(tokens)
+
+    def _allocate(self, tokens: int) -> None:
+        batch, _, heads, dim = self._keys.shape
+        shape, like = (1, batch, tokens, heads, dim), self._keys
         self.tokens = tokens
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self.buffers = (allocate(shape, like.dtype, like.device)[0], allocate(shape, like.dtype, like.device)[0])
 
-    def take(self, store: LayerStore, tokens: int) -> tuple[Tensor, Tensor]:
-        if self._buffers is None or self.tokens < tokens:
-            self.tokens = max(tokens, self.tokens)
-            batch, _, heads, dim = store.keys.shape
-            shape, keys = (1, batch, self.tokens, heads, dim), store.keys
-            self._buffers = (
-                allocate(shape, keys.dtype, keys.device)[0],
-                allocate(shape, keys.dtype, keys.device)[0],
-            )
-        keys, values = self._buffers
+    def take(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Buffers for keys and values, [B, tokens, N, D] each; what they held is lost."""
+        if tokens > self.tokens:
+            self._allocate(tokens)
+        keys, values = self.buffers
         return keys[:, :tokens], values[:, :tokens]

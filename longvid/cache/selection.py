@@ -52,8 +52,8 @@ class TokenSelector:
         shape, device = (batch, capacity, self.choices), store_keys.device
         self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
         self.frames = torch.full(shape, -1, dtype=torch.int64, device=device)
-        places = torch.arange(capacity, device=device).remainder(tokens_per_frame)
-        self.places = places[:, None].repeat(batch, 1, self.choices)
+        places = torch.arange(capacity).remainder(tokens_per_frame).to(device)
+        self.places = places[:, None].expand(shape).contiguous()
         self.queries = store_keys.new_zeros(batch, policy.recent * tokens_per_frame, heads, dim)
         self.held = 0
         self.on_choice: Callable[[Selection], None] | None = None
@@ -68,6 +68,11 @@ class TokenSelector:
         """Forget everything: a new scene. (The release keeps counters, queries and phase from the video before.)"""
         self.length, self.shift, self.origin, self.held = 0, 0, None, 0
         self._enter(None)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that it has allocated."""
+        return self.counts, self.frames, self.places, self.queries
 
     @property
     def sink_tokens(self) -> int:

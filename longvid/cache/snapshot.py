@@ -66,13 +66,13 @@ def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any
     if cache.open_block:
         raise InputError(f"snapshot(): block {list(cache.open_block)} is open; commit or abort it first")
     if cache._compress:
-        tokens = max(store.selector.length for store in cache.layers if store.selector)
+        tokens = max(selector.length for selector in cache._selectors)
     else:
         tokens = (max(cache._slots.values()) + 1) * cache.tokens_per_frame if cache._slots else 0
     tensors = {"keys": cpu_copy(cache._keys[:, :, :tokens]), "values": cpu_copy(cache._values[:, :, :tokens])}
     if cache._raw is not None:
         tensors["raw"] = cpu_copy(cache._raw[:, :, : min(tokens, cache._raw.shape[2])])
-    if cache._merged and cache._masters is not None:
+    if cache._merged:
         tensors["master_keys"], tensors["master_values"] = map(cpu_copy, cache._masters)
     meta: dict[str, Any] = {
         "policy": cache.policy.name,
@@ -85,11 +85,10 @@ def take_snapshot(cache: FrameKVCache) -> tuple[dict[str, Tensor], dict[str, Any
         "memory": dict(cache._memory),
         "merged": list(cache._merged),
     }
-    for i, store in enumerate(cache.layers):
-        if store.selector is not None:
-            own, facts = store.selector.snapshot()
-            tensors |= {f"selector.{i}.{name}": cpu_copy(tensor) for name, tensor in own.items()}
-            meta[f"selector.{i}"] = facts
+    for i, selector in enumerate(cache._selectors):
+        own, facts = selector.snapshot()
+        tensors |= {f"selector.{i}.{name}": cpu_copy(tensor) for name, tensor in own.items()}
+        meta[f"selector.{i}"] = facts
     return tensors, meta
 
 
@@ -116,11 +115,10 @@ def restore_snapshot(cache: FrameKVCache, tensors: dict[str, Tensor], meta: dict
     cache._slots = dict(zip(cache._order, meta["slots"], strict=True))
     cache._phases = list(meta["phases"])
     cache._memory = dict(meta["memory"])
-    for i, store in enumerate(cache.layers):
-        if store.selector is not None:
-            prefix = f"selector.{i}."
-            named = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-            store.selector.restore(named, meta[f"selector.{i}"])
+    for i, selector in enumerate(cache._selectors):
+        prefix = f"selector.{i}."
+        named = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+        selector.restore(named, meta[f"selector.{i}"])
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:

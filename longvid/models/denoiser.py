@@ -140,9 +140,17 @@ class Denoiser:
         return self._tables[key]
 
     def new_cache(
-        self, policy: Policy, *, batch: int, height: int, width: int, dtype: torch.dtype | None = None
+        self,
+        policy: Policy,
+        *,
+        batch: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype | None = None,
+        window: int = 0,
     ) -> FrameKVCache:
-        """A cache of this model for latents of height x width; `batch` counts guidance branches too."""
+        """A cache of this model for latents of height x width; `batch` counts guidance branches too. window: frames of
+        a call at most, when it carries more than a block."""
         return FrameKVCache(
             policy,
             layers=self.layers,
@@ -152,6 +160,7 @@ class Denoiser:
             rotary=self.rotary(height, width),
             dtype=dtype or self.dtype,
             device=self.device,
+            window=window,
         )
 
     # ---------------------------------------------------------------- text

@@ -112,7 +112,12 @@ class Rollout(Iterator[LatentBlock]):
         self.prompt, self._text, self._encode = prompt, text, encode
         self.batch = text.batch
         self.cache = denoiser.new_cache(
-            policy, batch=text.batch * text.branches, height=height, width=width, dtype=cache_dtype
+            policy,
+            batch=text.batch * text.branches,
+            height=height,
+            width=width,
+            dtype=cache_dtype,
+            window=schedule.blocks_per_call * grid.frames_per_block,
         )
         self._given: deque[tuple[Block, Tensor]] = deque()
         if initial is not None:

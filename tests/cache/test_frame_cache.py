@@ -112,29 +112,6 @@ def test_abort_and_retry_gives_the_same(name):
         other.cache.check_integrity()
 
 
-@pytest.mark.parametrize("name", [n for n in POLICIES if n != "full"])
-def test_storage_is_allocated_once(name):
-    """Memory is flat: the same bytes at the same place after a hundred blocks."""
-    player = Player(make(POLICIES[name](), layers=1))
-    for start in range(0, 30, N):
-        player.block(start, calls=1)
-    before = [
-        (s.keys.data_ptr(), s.values.data_ptr(), s.raw.data_ptr() if s.raw is not None else 0)
-        for s in player.cache.layers
-    ]
-    size, scratch = player.cache.nbytes, player.cache.layers[0].scratch.tokens
-    for start in range(30, 330, N):
-        player.block(start, calls=1)
-    after = [
-        (s.keys.data_ptr(), s.values.data_ptr(), s.raw.data_ptr() if s.raw is not None else 0)
-        for s in player.cache.layers
-    ]
-    assert before == after
-    assert (size, scratch) == (player.cache.nbytes, player.cache.layers[0].scratch.tokens)
-    assert len(player.cache._phases) == player.cache.policy.capacity
-    assert player.cache.resident_frames <= player.cache.policy.capacity
-
-
 def test_absolute_positions_rotate_a_key_once():
     """Nothing that does not change is rotated again: no re-phase at all under absolute positions."""
     player = Player(make(POLICIES["sink"]()))

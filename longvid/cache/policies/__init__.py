@@ -46,8 +46,6 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
     n = frames_per_block
     window = cache.window
     if cache.policy == "radial":
-        if total_frames is not None:
-            window = total_frames if window == -1 else min(window, total_frames)
         return RadialPolicy(
             window=window,
             sink=cache.sink,
@@ -55,6 +53,7 @@ def policy_from_config(cache: Any, frames_per_block: int, total_frames: int | No
             positions=cache.positions,
             frames_per_block=n,
             commit_window=cache.commit_window,
+            frames=total_frames,
         )
     if cache.policy == "full" or window == -1:
         if cache.policy not in ("full", "window", "sink"):

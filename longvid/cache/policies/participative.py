@@ -45,6 +45,7 @@ class ParticipativePolicy:
     """
 
     name = "participative"
+    merged = 0
 
     def __init__(
         self,
@@ -81,6 +82,9 @@ class ParticipativePolicy:
         self.unify, self.per_head = unify, per_head
         self.rephase: Rephase = "all" if unify else "sink"
         self.capacity = window
+
+    def gathered(self, window: int) -> int:
+        return 0  # tokens are kept side by side
 
     def triggers(self, cached_tokens: int, new_tokens: int, tokens_per_frame: int) -> bool:
         """Whether a block of `new_tokens` must wait for a compression."""

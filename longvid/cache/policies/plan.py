@@ -76,14 +76,20 @@ class Policy(Protocol):
     name: the policy's name in configuration files.
     capacity: frame slots that the storage needs.
     sink: the number of leading frames that never leave.
+    merged: how many frames of the sink, its last, are averages of frames that left.
     rephase: which cached keys change their position over time.
-    compress: token-level selection rules, None for policies that think in whole frames.
     """
 
     name: str
     capacity: int
     sink: int
+    merged: int
     rephase: Rephase
+
+    def gathered(self, window: int) -> int:
+        """The most frames, its own included, of a call that reads cached ones where they do not lie side by side, when
+        calls carry up to `window` frames (0: a block's). 0: they always do."""
+        ...
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         """Plan the block of `frames` frames at `start`, when model calls carry `window` >= frames frames."""

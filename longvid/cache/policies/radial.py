@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from longvid.kernels.radial import frame_stride
 
 from .plan import Plan, RecachePlan, Rephase, View, require
-from .sliding import Positions, check_commit_window, commit_view, recache_plan
+from .sliding import Positions, check_commit_window, commit_view, gathered, recache_plan
 
 HORIZON = 1 << 16
 """Frames that an endless history is allocated for, at most (4.5 hours of Wan video at 16 frames a second)."""
@@ -26,10 +26,12 @@ class RadialPolicy:
 
     window: how far back, in frames, a call may look at all, -1 = everything; sinks stay. dense: a power of two;
     16 is what the paper's rule gives at 480p (`tests/cache/test_radial_policy.py` has the proof). positions: as in
-    `SlidingPolicy`. The policy alone decides which frames are read, in full; `attention="radial"` also narrows bands.
+    `SlidingPolicy`. frames: length of the video, for which storage is made; None = endless. The policy alone decides
+    which frames are read, in full; `attention="radial"` also narrows bands.
     """
 
     name = "radial"
+    merged = 0
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class RadialPolicy:
         dense: int = 16,
         positions: Positions = "absolute",
         commit_window: int = 0,
+        frames: int | None = None,
     ) -> None:
         require(positions in ("absolute", "window"), f"positions={positions!r}: must be 'absolute' or 'window'")
         require(sink >= 0, f"sink={sink}: must be 0 or more frames")
@@ -50,11 +53,19 @@ class RadialPolicy:
         )
         require(window == -1 or window >= 1, f"window={window}: must be 1 frame or more, or -1 for all")
         check_commit_window(commit_window, frames_per_block)
-        self.window = HORIZON if window == -1 else window
+        length = HORIZON if frames is None else frames
+        self.window = length if window == -1 else min(window, length)
         self.sink, self.dense, self.commit_window = sink, dense, commit_window
         self.positions: Positions = positions
         self.rephase: Rephase = "all" if positions == "window" else "none"
-        self.capacity = self._most_kept() + frames_per_block
+        self.frames_per_block, self.capacity = frames_per_block, self._most_kept() + frames_per_block
+        # Frame `now` thins one frame at most, in the octave where `now` is an odd number of strides; a block takes the
+        # slots of those that it thinned. Gaps come where more leave: for their age, or with octaves from distance 1 on.
+        self._gaps = dense == 1 or self.window < length
+
+    def gathered(self, window: int) -> int:
+        most = gathered(self.capacity, self.frames_per_block, window, self.commit_window)
+        return max(most, self.capacity) if self._gaps else most
 
     def keeps(self, frame: int, now: int) -> bool:
         """Whether a block that starts at `now` reads `frame`. Once False it stays False."""

@@ -20,6 +20,7 @@ class RollingPolicy:
     """
 
     name = "rolling"
+    merged = 0
     rephase: Rephase = "sink"
 
     def __init__(self, *, window: int, sink: int, frames_per_block: int, cache_frames: int | None = None) -> None:
@@ -35,6 +36,9 @@ class RollingPolicy:
             f"cache_frames={cache_frames}: must hold the sink ({sink}) and one block ({frames_per_block})",
         )
         self.window, self.sink, self.capacity = window, sink, cache_frames
+
+    def gathered(self, window: int) -> int:
+        return max(self.window, self.sink + window)
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         evicted, kept = evict_oldest(resident, frames, self.capacity, self.sink)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from longvid.errors import InputError
 
 from .plan import Merge, Plan, RecachePlan, Rephase, View, evict_oldest, require
-from .sliding import check_commit_window, commit_view, recache_plan
+from .sliding import check_commit_window, commit_view, gathered, recache_plan
 
 
 class DeepSinkPolicy:
@@ -21,6 +21,7 @@ class DeepSinkPolicy:
     """
 
     name = "deep-sink"
+    merged = 0
     rephase: Rephase = "sink"
 
     def __init__(
@@ -34,7 +35,10 @@ class DeepSinkPolicy:
         )
         check_commit_window(commit_window, frames_per_block)
         self.window, self.sink, self.hole_free, self.commit_window = window, sink, hole_free, commit_window
-        self.capacity = window
+        self.frames_per_block, self.capacity = frames_per_block, window
+
+    def gathered(self, window: int) -> int:
+        return gathered(self.capacity, self.frames_per_block, window, self.commit_window)
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         evicted, kept = evict_oldest(resident, frames, self.window, self.sink)
@@ -106,8 +110,11 @@ class EmaSinkPolicy:
         )
         check_commit_window(commit_window, frames_per_block)
         self.window, self.sink, self.ema_alpha, self.commit_window = window, sink, float(ema_alpha), commit_window
-        self.static = static
-        self.capacity = window
+        self.static, self.merged = static, sink - static
+        self.frames_per_block, self.capacity = frames_per_block, window
+
+    def gathered(self, window: int) -> int:
+        return gathered(self.capacity, self.frames_per_block, window, self.commit_window)
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         evicted, kept = evict_oldest(resident, frames, self.window, self.sink)

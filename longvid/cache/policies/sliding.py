@@ -21,6 +21,8 @@ class SlidingPolicy:
     (the Commit-Forcing rule). 0: the same view as the denoise calls.
     """
 
+    merged = 0
+
     def __init__(
         self,
         *,
@@ -41,8 +43,11 @@ class SlidingPolicy:
         check_commit_window(commit_window, frames_per_block)
         self.name, self.window, self.sink, self.commit_window = name, window, sink, commit_window
         self.positions: Positions = positions
-        self.capacity = window
+        self.frames_per_block, self.capacity = frames_per_block, window
         self.rephase: Rephase = "all" if positions == "window" else "none"
+
+    def gathered(self, window: int) -> int:
+        return gathered(self.capacity, self.frames_per_block, window, self.commit_window)
 
     def plan(self, resident: Sequence[int], start: int, frames: int, window: int, memory: Mapping[str, int]) -> Plan:
         evicted, kept = evict_oldest(resident, frames, self.window, self.sink)
@@ -76,6 +81,15 @@ def commit_view(denoise: View, start: int, frames: int, commit_window: int) -> V
     first = start - (commit_window - frames)  # a sink that was left behind is not among them
     count = sum(frame >= first for frame in denoise.frames)
     return View(newest(denoise.frames, count), newest(denoise.positions, count), own)
+
+
+def gathered(capacity: int, frames_per_block: int, window: int, commit_window: int) -> int:
+    """`Policy.gathered` where a block takes the place of as many frames as leave, so that all of the storage is read.
+
+    Apart are a joint window's own frames, most of which have no slot yet, and the newest few frames of a ring.
+    """
+    joint = capacity - frames_per_block + window if window > frames_per_block else 0
+    return max(joint, min(commit_window, capacity) if commit_window > frames_per_block else 0)
 
 
 def recache_plan(

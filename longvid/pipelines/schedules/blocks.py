@@ -75,6 +75,8 @@ class Schedule(Protocol):
 
     name: str
     steps: int
+    blocks_per_call: int
+    """At most."""
 
     def window(self, w: int, blocks: int | None) -> Window | None:
         """The w-th call of a scene of `blocks` blocks (None: endless), or None when the scene is done."""

@@ -9,6 +9,7 @@ class ChunkSchedule:
     """Block b takes calls b * steps ... b * steps + steps - 1."""
 
     name = "chunk"
+    blocks_per_call = 1
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -20,7 +20,7 @@ class RollingSchedule:
     name = "rolling"
 
     def __init__(self, steps: int) -> None:
-        self.steps = steps
+        self.steps = self.blocks_per_call = steps
 
     def window(self, w: int, blocks: int | None) -> Window | None:
         first = max(0, w - self.steps + 1)
