@@ -11,6 +11,8 @@ from longvid.models.folder import ModelFolder
 from longvid.prompts import PromptSchedule
 
 if TYPE_CHECKING:
+    from longvid.cache import FrameKVCache
+    from longvid.pipelines.queue import LatentQueue
     from longvid.pipelines.request import Request
 
 DEFAULT_FPS = 16.0
@@ -103,6 +105,7 @@ class Memory(NamedTuple):
 
     weights: int
     cache: int
+    """Everything that the frame cache holds; of "fifo" the queue, without what is remembered of a subject."""
     decoder: int | None
     """State of the streaming decoder; None when it is not known without building it."""
     frames: int
@@ -113,43 +116,67 @@ class Memory(NamedTuple):
         return self.weights + self.cache + (self.decoder or 0) + self.frames
 
 
-def estimate_memory(
-    folder: ModelFolder, method: MethodConfig, capacity: int, *, height: int, width: int, dtype: str
-) -> Memory:
-    """What a render holds, apart from the activations of a call.
-
-    capacity: latent frames of the cache's storage (of the queue for "fifo", which has no cache).
-    """
-    size = _BYTES[dtype]
-    tokens = (height // folder.spatial) * (width // folder.spatial)
-    branches = 1 if method.schedule.guidance_scale == 1.0 else 2
-    latent = int(folder.transformer["in_channels"]) * (height // folder.vae_factor) * (width // folder.vae_factor)
-    if method.schedule.kind == "fifo":
-        cache = capacity * latent * 4
-    else:
-        cache = 2 * int(folder.transformer["num_layers"]) * branches * capacity * tokens * folder.dim * size
-    block_frames = method.schedule.frames_per_block * folder.temporal
+def estimate_memory(folder: ModelFolder, request: Request, dtype: str) -> Memory:
+    """What a render of a resolved request holds, apart from the activations of a call. dtype: "float32" and so on."""
+    block_frames = request.method.schedule.frames_per_block * folder.temporal
+    remembered = _queue(folder, request) if request.method.schedule.kind == "fifo" else _cache(folder, request, dtype)
     return Memory(
-        weights=sum(part.parameters for part in folder.components.values()) * size,
-        cache=cache,
-        decoder=_decoder_bytes(folder, height, width, dtype),
-        frames=4 * block_frames * height * width * 3,
+        weights=sum(part.parameters for part in folder.components.values()) * _BYTES[dtype],
+        cache=remembered.nbytes,
+        decoder=_decoder_bytes(folder, request, dtype),
+        frames=4 * request.batch * block_frames * request.height * request.width * 3,
     )
 
 
-def _decoder_bytes(folder: ModelFolder, height: int, width: int, dtype: str) -> int | None:
+def _cache(folder: ModelFolder, request: Request, dtype: str) -> FrameKVCache:
+    """The very cache that a rollout of the request makes, without its memory: so that both are sized by one code."""
+    import torch
+
+    from longvid.cache import FrameKVCache
+    from longvid.models.rope import RotaryTables
+
+    config = folder.transformer
+    head_dim = int(config["attention_head_dim"])
+    return FrameKVCache(
+        request.policy(),
+        layers=int(config["num_layers"]),
+        batch=request.batch * (2 if request.guided else 1),
+        heads=int(config["num_attention_heads"]),
+        head_dim=head_dim,
+        rotary=RotaryTables(head_dim, request.height // folder.spatial, request.width // folder.spatial),
+        dtype=getattr(torch, dtype),
+        device="meta",
+        window=request.schedule().blocks_per_call * request.grid.frames_per_block,
+    )
+
+
+def _queue(folder: ModelFolder, request: Request) -> LatentQueue:
+    """The queue of a "fifo" request, without its memory."""
+    from longvid.pipelines.fifo_settings import fifo_settings
+    from longvid.pipelines.queue import LatentQueue
+    from longvid.pipelines.solvers import FlowSolver
+
+    settings = fifo_settings(request.method)
+    solver = FlowSolver(schedule=settings.schedule, solver=settings.solver, eta=settings.eta)
+    return LatentQueue(settings.schedule, solver, (request.batch, *_latent(folder, request)), device="meta")
+
+
+def _latent(folder: ModelFolder, request: Request) -> tuple[int, int, int]:
+    """Channels, height and width of a latent frame."""
+    factor = folder.vae_factor
+    return int(folder.transformer["in_channels"]), request.height // factor, request.width // factor
+
+
+def _decoder_bytes(folder: ModelFolder, request: Request, dtype: str) -> int | None:
     if folder.vae.get("_class_name") != "AutoencoderKLWan":
         return None
     import torch
 
     from longvid.models.vae_stream import decoder_state_bytes
 
+    _, height, width = _latent(folder, request)
     return decoder_state_bytes(
-        folder.vae,
-        batch=1,
-        latent_height=height // folder.vae_factor,
-        latent_width=width // folder.vae_factor,
-        dtype=getattr(torch, dtype),
+        folder.vae, batch=request.batch, latent_height=height, latent_width=width, dtype=getattr(torch, dtype)
     )
 
 
@@ -201,15 +228,18 @@ def plan_lines(request: Any, folder: ModelFolder | None, prompt: PromptSchedule,
     if folder is None:
         lines.append("memory: not known, the model is not on this machine")
         return lines
+    memory, keeps_all = estimate_memory(folder, request, dtype), False
     if method.schedule.kind == "fifo":
-        capacity = (method.schedule.window_frames or 21) * method.schedule.num_partitions
+        from longvid.pipelines.fifo_settings import fifo_schedule
+
+        what, capacity = "queue", fifo_schedule(method.schedule).slots
     else:
-        capacity = request.policy().capacity
-    memory = estimate_memory(folder, method, capacity, height=request.height, width=request.width, dtype=dtype)
+        what, capacity = "frame cache", request.policy().capacity
+        keeps_all = method.cache.policy == "full" or method.cache.window == -1
     decoder = "unknown (small)" if memory.decoder is None else human_bytes(memory.decoder)
-    what = "queue" if method.schedule.kind == "fifo" else "frame cache"
     lines.append(
-        f"memory: {human_bytes(memory.total)} and the activations of a call, whatever the length: weights "
+        f"memory: {human_bytes(memory.total)} and the activations of a call, "
+        f"{'at this length' if keeps_all else 'whatever the length'}: weights "
         f"{human_bytes(memory.weights)} in {dtype}, {what} {human_bytes(memory.cache)} ({capacity} latent frames), "
         f"decoder state {decoder}, frames on their way {human_bytes(memory.frames)}"
     )

@@ -32,8 +32,6 @@ from .noise import SeededNoise
 from .output import LongVideoPipelineOutput, VideoChunk, callback_names, to_uint8
 from .request import ModelFacts, Request, resolve
 from .rollout import Rollout, StepHook
-from .schedules.chunk import ChunkSchedule
-from .schedules.rolling import RollingSchedule
 from .text import embed_prompts
 
 DEFAULT_FPS = 16
@@ -255,10 +253,9 @@ class LongVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         vae_factor = self._facts.spatial // self.transformer.config.patch_size[1]
         denoiser = Denoiser(self.transformer, attend_for_method(request.method), self._execution_device)
         set_dense_backend(self.transformer, config, denoiser.device)
-        kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
         return Rollout(
             denoiser,
-            kinds[schedule.kind](len(request.sigmas)),
+            request.schedule(),
             request.policy(),
             self._context(request.prompts, request),
             grid=request.grid,

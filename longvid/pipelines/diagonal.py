@@ -347,12 +347,7 @@ class DiagonalRoll:
     @property
     def nbytes(self) -> int:
         """Bytes of the queue, the subject's masks and memory, and the bank."""
-        held = [
-            self.queue.latents_BCQhw,
-            *([self.queue.velocity_BCQhw] if self.queue.velocity_BCQhw is not None else []),
-        ]
-        total = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        return total + (0 if self.follower is None else self.follower.nbytes)
+        return self.queue.nbytes + (0 if self.follower is None else self.follower.nbytes)
 
     # -- continuation --------------------------------------------------------------------------------------------
 

@@ -80,12 +80,17 @@ class LatentQueue:
         self.schedule = schedule
         self.solver = solver
         self.latents_BCQhw = torch.zeros(size, dtype=dtype, device=device)
-        self.velocity_BCQhw = torch.zeros_like(self.latents_BCQhw) if solver.multistep else None
+        self.velocity_BCQhw = torch.zeros(size, dtype=dtype, device=device) if solver.multistep else None
         self.has_velocity_Q = torch.zeros(schedule.slots, dtype=torch.bool)
         self.pass_index = 0
         self._levels_Q = torch.tensor(schedule.slot_levels)
         self.timesteps_Q = solver.timesteps()
         self._denoised = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frames, and of their predictions."""
+        return self.latents_BCQhw.nbytes + (0 if self.velocity_BCQhw is None else self.velocity_BCQhw.nbytes)
 
     # -- filling -------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ from longvid.errors import InputError
 from longvid.presets import merge, resolve_method
 from longvid.prompts import PromptSchedule, parse_prompt
 
-from .schedules.blocks import BlockGrid
+from .schedules.blocks import BlockGrid, Schedule
+from .schedules.chunk import ChunkSchedule
+from .schedules.rolling import RollingSchedule
 from .schedules.sigmas import even_steps, step_sigmas
 from .schedules.timeline import Timeline
 
@@ -82,6 +84,11 @@ class Request:
 
     def policy(self) -> Policy:
         return policy_from_config(self.method.cache, self.grid.frames_per_block, self.latent_frames)
+
+    def schedule(self) -> Schedule:
+        """What is denoised together; "fifo" has a queue instead."""
+        kinds = {"chunk": ChunkSchedule, "rolling": RollingSchedule}
+        return kinds[self.method.schedule.kind](len(self.sigmas))
 
 
 def resolve(
@@ -201,7 +208,7 @@ def rehearse(request: Request) -> None:
             raise InputError("cache.policy='participative': needs schedule.kind='chunk'; token selection has no window")
         return
     cache = request.method.cache
-    together = len(request.sigmas) * request.grid.frames_per_block
+    together = request.schedule().blocks_per_call * request.grid.frames_per_block
     if cache.policy == "rolling" and schedule.kind == "rolling" and cache.window < together + cache.sink:
         raise InputError(
             f"cache.window={cache.window}: {together} frames are denoised together, beside a sink of {cache.sink}; "
