@@ -207,9 +207,7 @@ class PipelineStudio:
         )
 
     def open(self, order: Order) -> PipelineTake:
-        take = PipelineTake(self._pipe(order.method), order)
-        self._known_bytes[order.method] = max(take.memory_bytes, self._known_bytes.get(order.method, 0))
-        return take
+        return PipelineTake(self._pipe(order.method), order, self._known_bytes)
 
     def room_for(self, order: Order) -> bool:
         wanted = self._known_bytes.get(order.method, 0)
@@ -228,9 +226,12 @@ class PipelineStudio:
 
 
 class PipelineTake:
-    """One rollout with its own cache and its own decode stream."""
+    """One rollout with its own cache and its own decode stream.
 
-    def __init__(self, pipe: Any, order: Order) -> None:
+    known_bytes: the most that a take of each method has held so far; kept up to date.
+    """
+
+    def __init__(self, pipe: Any, order: Order, known_bytes: dict[str, int]) -> None:
         from longvid.models.vae_stream import streaming_decoder
 
         self.order = order
@@ -245,6 +246,14 @@ class PipelineTake:
         self._decoder: Any = streaming_decoder(pipe.vae)
         self._blocks = pipe.decoded(self._rollout, order.frames, self._decoder)
         self._awaited: list[str] = []
+        self._known_bytes = known_bytes
+        self._measured()
+
+    def _measured(self) -> int:
+        """`memory_bytes`, remembered: a decoder's state and a queue come with the first block."""
+        held = self.memory_bytes
+        self._known_bytes[self.order.method] = max(held, self._known_bytes.get(self.order.method, 0))
+        return held
 
     def _step(self, pipe: Any, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
         if self._cancel.is_set():
@@ -273,7 +282,7 @@ class PipelineTake:
         switched = bool(self._awaited) and self._rollout.prompt == self._awaited[-1]
         if switched:
             self._awaited.clear()
-        return MadeBlock(frames, block.index, perf_counter() - started, switched, self._picture(), self.memory_bytes)
+        return MadeBlock(frames, block.index, perf_counter() - started, switched, self._picture(), self._measured())
 
     def _picture(self) -> CachePicture | None:
         cache = getattr(self._rollout, "cache", None)

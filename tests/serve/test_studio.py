@@ -217,6 +217,26 @@ def test_warm_up_leaves_nothing(studio: PipelineStudio) -> None:
     assert studio.room_for(studio.check("a", None, 0, None, None))
 
 
+@pytest.mark.parametrize("method", ["reward-forcing", "fifo"])
+def test_there_is_room_for_what_a_take_came_to_hold(
+    studio: PipelineStudio, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """With the state of the decoder and a queue, which are not there before the first block."""
+    order, free = studio.check("a", None, 0, method, None), 0
+    monkeypatch.setattr("longvid.serve.studio.free_memory", lambda pipe: free)
+    take = studio.open(order)
+    before = take.memory_bytes
+    for _ in range(4):
+        take.make()
+    held = take.memory_bytes
+    take.close()
+    assert held > before
+    free = int(held * 1.25) + 1
+    assert studio.room_for(order)
+    free = int(held * 1.25) - 1
+    assert not studio.room_for(order)
+
+
 def test_served_frames_are_those_of_stream(serving: Serving, studio: PipelineStudio) -> None:
     """stream == served, bit for bit: the header's hash is that of the same pixels, encoded here."""
     served = serving(studio)
