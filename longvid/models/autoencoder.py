@@ -21,6 +21,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 GROUP = 4  # video frames in a latent frame
@@ -221,6 +222,8 @@ class AutoencoderTinyVideo(ModelMixin, ConfigMixin):
         grouped = frames.transpose(1, 2).reshape(batch, -1, GROUP, 3, height, width)
         return grouped.flatten(2, 3)
 
+    # The decorator lets model offloading bring the weights: a stream calls these, and not encode() or decode().
+    @apply_forward_hook
     def encode_groups(self, groups: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """One group at a time [B, G, 12, H, W] -> raw latents [B, C, G, h, w] and the new past."""
         latents = []
@@ -231,6 +234,7 @@ class AutoencoderTinyVideo(ModelMixin, ConfigMixin):
         assert past is not None
         return torch.stack(latents, 2), past
 
+    @apply_forward_hook
     def decode_group(self, z: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One raw latent frame [B, C, h, w] -> frames [B, 3, 1 or 4, H, W] in [-1, 1] and the new state."""
         feature = self.decoder.early(z, torch.zeros_like(z) if state is None else state[0])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
@@ -338,3 +339,22 @@ class _HalfVae:
 def test_a_stream_that_lacks_methods_is_refused():
     with pytest.raises(ValueError, match="lacks reset, state_dict, load_state_dict"):
         streaming_decoder(_HalfVae())
+
+
+@pytest.mark.parametrize("kind", ["wan2.1", "tiny"])
+def test_model_offloading_brings_the_weights_for_a_stream(kind):
+    """A stream calls parts of the VAE; accelerate's hook is on decode() and encode() alone."""
+    vae = AutoencoderTinyVideo(z_dim=4, widths=(8, 8, 8), depths=(1, 1, 1)) if kind == "tiny" else tiny_vae(kind)
+    brought = []
+
+    class Offload(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            brought.append(module)
+            return args, kwargs
+
+    add_hook_to_module(vae, Offload())
+    with torch.no_grad():
+        video = streaming_decoder(vae).decode(torch.randn(1, vae.config.z_dim, 1, 2, 2))
+        assert brought == [vae]
+        streaming_encoder(vae).encode(video.clamp(-1, 1))
+    assert brought == [vae, vae]
