@@ -39,6 +39,7 @@ RESULTS = pages.ROOT / "benchmarks" / "results"
 GLANCE = ("scene_drift", "subject_motion", "speed_error", "shape_last", "one_subject_last", "consistency_10s")
 COSTS, LIGHT = "methods_costs.json", "light_60s.json"
 LENGTHS = {"minute": "methods_60s.json", "five": "methods_300s.json"}
+SINKS = ("sinks_60s.json", "sinks_light_60s.json")  # of scenes that stand still, and of those that are to change
 SEARCHES = {"beyond": "beyond_60s.json", "ideas": "ideas_60s.json", "held-out": "held_out_60s.json"}
 
 
@@ -97,6 +98,31 @@ def ours() -> str:
     return "\n".join(lines)
 
 
+def sinks() -> str:
+    """What a larger sink gains where a scene is to stay, and loses where it is to change."""
+    still, lit = (read(name)["figures"] for name in SINKS)
+    heads = [METRICS["scene_drift"].title, METRICS["subject_motion"].title, OF_LIGHT["swing"].title]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for entry in still["means"]:
+        cells = [cell(still, entry, "scene_drift"), cell(still, entry, "subject_motion"),
+                 cell(lit, entry, "swing", OF_LIGHT)]  # fmt: skip
+        lines.append(f"| `{entry}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def sinks_how() -> str:
+    """What was rendered for it and where."""
+    still, lit = map(read, SINKS)
+    machine, dtype = still["machine"], next(iter(still["figures"]["entries"].values()))["dtype"]
+    return (
+        f"{still['prompts']} held-out prompts of scenes that stand still and {lit['prompts']} of day and night, none "
+        f"of them among those of the tables above, x {still['seeds']} seeds x {still['seconds']:g} s, {dtype}, on "
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread, torch {still['versions']['torch']}; "
+        f"commit {still['commit']}. Means with 95 % bootstrap intervals over prompts; marks against "
+        f"`{still['figures']['baseline']}`, as above."
+    )
+
+
 OURS = {
     "scene_drift": "drifts less",
     "subject_motion": "subjects move more (px/frame)",
@@ -118,6 +144,7 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
     found["light-how"] = lambda: light_how(read(LIGHT))
     found["light"] = lambda: section_table(read(LIGHT)["figures"], OF_LIGHT, OF_LIGHT)
     found["light-claims"] = lambda: claim_table(read(LIGHT)["figures"], OF_LIGHT)
+    found["sinks"], found["sinks-how"] = sinks, sinks_how
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])
     for key, name in SEARCHES.items():
         if (RESULTS / name).exists():
