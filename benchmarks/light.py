@@ -1,6 +1,6 @@
 """Scenes that are to change: does day still follow night, or does a method hold the light where it was?
 
-    OMP_NUM_THREADS=1 python benchmarks/light.py --dtype float32 --out benchmarks/results/light_60s.json
+    OMP_NUM_THREADS=1 python benchmarks/light.py --seeds 4 --dtype bfloat16 --out benchmarks/results/light_60s.json
 
 Drift is told of scenes that stand still (benchmarks/methods.py), and a method could have little of it because it lets
 nothing change. Captions "through day and night" ask for a change that goes on: a day of the embedded world lasts 16
