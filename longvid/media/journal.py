@@ -130,9 +130,14 @@ class RenderJournal:
             for pattern in _UNFINISHED:
                 for path in self.folder.glob(pattern):
                     path.unlink()
-            # Drop a torn last line for good, so that the next one does not continue it.
-            _write_whole(self.folder / "blocks.jsonl", b"".join(map(_line, records)))
+        self.keep(records)
         return records
+
+    def keep(self, records: Sequence[BlockRecord]) -> None:
+        """Drop all lines but those of the first blocks: a torn one, which the next would continue, and those of blocks
+        that are in the file no more."""
+        with told(self.output):
+            _write_whole(self.folder / "blocks.jsonl", b"".join(map(_line, records)))
 
     # -- going on -----------------------------------------------------------------------------------------------------
     def record(self, record: BlockRecord) -> None:

@@ -183,7 +183,10 @@ def _begin(
                           "bring it back, or use overwrite=True (--overwrite)")  # fmt: skip
     if journal.whole:
         return records
-    return [record for record in records if record.bytes <= (length or 0)]
+    there = [record for record in records if record.bytes <= (length or 0)]
+    if len(there) < len(records):  # somebody cut the file
+        journal.keep(there)
+    return there
 
 
 class _Job:

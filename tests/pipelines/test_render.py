@@ -105,6 +105,17 @@ def test_without_a_snapshot_the_beginning_is_made_again(make_tiny_pipe: Any, tmp
     assert sidecar(resumed).read_bytes() == sidecar(straight).read_bytes()
 
 
+def test_a_file_that_was_cut_short_is_made_whole_again(make_tiny_pipe: Any, tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight.mp4", tmp_path / "cut.mp4"
+    make_tiny_pipe().render(PROMPT, straight, seconds=3)
+    with pytest.raises(KeyboardInterrupt):
+        make_tiny_pipe().render(PROMPT, cut, seconds=3, snapshot_every=1, progress=Interrupt(3))
+    os.truncate(cut, cut.stat().st_size - 1)
+    assert make_tiny_pipe().render(PROMPT, cut, seconds=3, resume=True).resumed_blocks == 2
+    assert cut.read_bytes() == straight.read_bytes()
+    assert sidecar(cut).read_bytes() == sidecar(straight).read_bytes()
+
+
 @pytest.mark.parametrize("name", ["clip.gif", "clip.webp", "clip.png"])
 def test_other_formats_resume_too(make_tiny_pipe: Any, tmp_path: Path, name: str) -> None:
     trees = []
