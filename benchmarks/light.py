@@ -99,6 +99,22 @@ def turns(light: Sequence[float], real: Sequence[float]) -> float:
 
 
 SCORES = {"swing": swing, "turns": turns}
+HOURS = ("day", "night")
+
+
+def first_hour(light: Sequence[float], real: Sequence[float]) -> str:
+    """Whether a video begins in the upper half of real video's range or in the lower one."""
+    return HOURS[light[0] < (min(real) + max(real)) / 2]
+
+
+def by_first_hour(videos: Sequence[Sequence[Any]], real: Sequence[Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """Mean swing of the videos that begin by day and of those that begin by night, and how many they are."""
+    found: dict[str, list[float]] = {hour: [] for hour in HOURS}
+    for a, b in zip(videos, real, strict=True):
+        for light, r in zip(a, b, strict=True):
+            if light and r:
+                found[first_hour(light, r)].append(swing(light, r))
+    return {hour: {"swing": float(np.mean(of)) if of else None, "videos": len(of)} for hour, of in found.items()}
 
 
 def rendered(
@@ -184,8 +200,18 @@ def summarise(
         "means": to_plain(means),
         "differences": to_plain(differences),
         "claims": to_plain([judge(claim, tables, resamples=resamples) for claim in CLAIMS]),
+        "first_hours": {label: by_first_hour(videos, real) for label, videos in lights.items()},
         "curves": {label: videos[0][0] for label, videos in lights.items() if videos[0][0]},
     }
+
+
+def hours_table(figures: Mapping[str, Any]) -> str:
+    """Swing by the hour that a video begins with."""
+    lines = ["| | begun by day: swing | videos | begun by night: swing | videos |", "|---|" + 4 * "---|"]
+    for entry, hours in figures["first_hours"].items():
+        told = [f"{h['swing']:.2f} | {h['videos']}" if h["videos"] else "- | 0" for h in (hours[k] for k in HOURS)]
+        lines.append(f"| `{entry}` | " + " | ".join(told) + " |")
+    return "\n".join(lines)
 
 
 def light_how(record: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pages
 from benchmarks.claims import PAPERS
 from benchmarks.light import METRICS as OF_LIGHT
-from benchmarks.light import light_how
+from benchmarks.light import hours_table, light_how
 from benchmarks.scores import METRICS
 from benchmarks.tables import (
     SECTIONS,
@@ -143,6 +143,7 @@ def tables() -> dict[str, tuple[str, Callable[[], str]]]:
     found["cost"] = lambda: cost_table(read(COSTS)["figures"])
     found["light-how"] = lambda: light_how(read(LIGHT))
     found["light"] = lambda: section_table(read(LIGHT)["figures"], OF_LIGHT, OF_LIGHT)
+    found["light-hours"] = lambda: hours_table(read(LIGHT)["figures"])
     found["light-claims"] = lambda: claim_table(read(LIGHT)["figures"], OF_LIGHT)
     found["sinks"], found["sinks-how"] = sinks, sinks_how
     found["entries"] = lambda: entry_table(read(LENGTHS["minute"])["figures"])

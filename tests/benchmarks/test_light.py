@@ -55,6 +55,18 @@ def test_the_meter_gives_a_value_a_second_whatever_the_chunks():
     assert parts.result() == whole.result() == pytest.approx([7.5, 23.5])
 
 
+def test_swing_is_told_by_the_hour_that_a_video_begins_with():
+    real = [0.0, 100.0, 0.0, 100.0]
+    videos = [[real, [60.0, 70.0, 60.0, 70.0]], [[100.0, 0.0, 100.0, 0.0], None]]
+    found = light.by_first_hour(videos, [[real, real], [real, real]])
+    assert found == {
+        "day": {"swing": pytest.approx((0.1 + 1) / 2), "videos": 2},
+        "night": {"swing": 1.0, "videos": 1},
+    }
+    table = light.hours_table({"first_hours": {"a": found, "b": light.by_first_hour([[None]], [[real]])}})
+    assert table.splitlines()[2:] == ["| `a` | 0.55 | 2 | 1.00 | 1 |", "| `b` | - | 0 | - | 0 |"]
+
+
 def test_prompts_ask_for_day_and_night_and_claims_name_entries():
     assert {scene.background for _, scene in chosen_prompts(5, backgrounds=(LIT,))} == {LIT}
     known = {Entry.parse(text, "embedded").label for text in DEFAULT_ENTRIES}
