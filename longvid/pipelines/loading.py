@@ -111,7 +111,8 @@ def _read(cls: type[LongVideoPipeline], model: str | Path, dtype: torch.dtype, c
     diffusers_logging.disable_progress_bar()
     try:
         if folder is None:
-            _check_index(model, cls.load_config(str(model)))
+            options = {name: components[name] for name in HUB_OPTIONS if name in components}
+            _check_index(model, cls.load_config(str(model), **options))
         return cls.from_pretrained(str(folder or model), dtype=dtype, **components)
     except ModelError:
         raise

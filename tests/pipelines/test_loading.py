@@ -179,3 +179,16 @@ def test_bad_sampling_defaults_are_refused_before_weights_load(broken):
 def test_unknown_methods_name_the_nearest(tiny_model_folder):
     with pytest.raises(UnknownNameError, match="rolling-forcing"):
         longvid.load(tiny_model_folder, method="rolling-forcin")
+
+
+def test_a_model_of_the_hub_is_looked_at_as_it_will_be_loaded(monkeypatch):
+    """A private model needs its token, and another revision may be another model."""
+    asked = {}
+
+    def load_config(name, **options):
+        asked.update(options, name=name)
+        return {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
+
+    monkeypatch.setattr(longvid.SelfForcingPipeline, "load_config", load_config)
+    refused("some/model", "transformer_2", method="self-forcing", revision="main", token="t", student="base")
+    assert asked == {"name": "some/model", "revision": "main", "token": "t"}
