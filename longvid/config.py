@@ -34,6 +34,8 @@ TAIL_FILTERS = ("gaussian", "butterworth", "ideal", "box")
 SUBJECT_ATTENTIONS = ("none", "boost", "bridge")
 GUIDANCE_FORMS = ("direction", "exact")
 
+#: Names of the types that weights may have, as torch spells them.
+DTYPES = ("float32", "bfloat16", "float16")
 #: The method that ``longvid.load`` and ``longvid render`` use when none is named.
 DEFAULT_METHOD = "deep-forcing"
 #: The model that they use when none is named: the one that ships in the package.

@@ -13,6 +13,7 @@ from typing import Any
 from longvid.config import (
     DEFAULT_METHOD,
     DEFAULT_MODEL,
+    DTYPES,
     MethodConfig,
     finite,
     from_mapping,
@@ -30,7 +31,6 @@ from longvid.prompts import parse_prompt, read_prompts
 DEFAULT_SECONDS = 10.0
 """Length when neither the user nor the prompt schedule says."""
 MAX_SECONDS = 7 * 24 * 3600.0
-DTYPES = ("float32", "bfloat16", "float16")
 SECTIONS = ("schedule", "cache", "attention")
 """Keys that hold parts of the method; what is given there overrules the method and the model."""
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")

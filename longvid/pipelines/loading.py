@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 import longvid
-from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, MethodConfig
+from longvid.config import DEFAULT_METHOD, DEFAULT_MODEL, DTYPES, MethodConfig
 from longvid.errors import InputError, ModelError, UnknownNameError
 from longvid.models.folder import model_defaults, model_folder
 from longvid.models.students import BASE, Student, fuse_student, pick_student, student_defaults
@@ -20,7 +20,6 @@ from longvid.presets import resolve_method
 
 from .base import LongVideoPipeline
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HUB_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "use_safetensors", "variant",
 )  # fmt: skip
@@ -81,11 +80,10 @@ def load(
 def _dtype(given: Any, device: torch.device) -> torch.dtype:
     if given is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = getattr(torch, given, None) if isinstance(given, str) else given
-    if found not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise InputError(f"dtype={given!r}: must be one of {names}")
-    chosen: torch.dtype = found
+    name = str(given).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype={given!r}: must be one of {', '.join(DTYPES)}")
+    chosen: torch.dtype = getattr(torch, name)
     return chosen
 
 

@@ -9,11 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from longvid.config import DTYPES
 from longvid.errors import InputError
 
 __all__ = ["register"]
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +36,7 @@ def convert_command(
     entry: Annotated[str, typer.Option(help="Top-level key of a trainer's file, such as generator.")] = "auto",
     config: Annotated[Path | None, typer.Option(help="config.json for weights that come without one.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads, where nothing tells.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}; as in the file when not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; as in the file when not given.")] = None,
     link: Annotated[bool, typer.Option("--link", help="Hard-link the base's files in place of copying.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing pipeline folder.")] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="Say what the checkpoint is; write nothing.")] = False,
@@ -82,8 +81,8 @@ def convert_command(
 def _dtype(name: str | None) -> Any:
     if name is None:
         return None
-    if name not in _DTYPES:
-        raise InputError(f"dtype={name!r}: must be one of {', '.join(_DTYPES)}")
+    if name not in DTYPES:
+        raise InputError(f"dtype={name!r}: must be one of {', '.join(DTYPES)}")
     import torch
 
     return getattr(torch, name)
